@@ -1,0 +1,149 @@
+//! Throughput of `mas-transport`, beside the raw client doing the same work in the same run.
+//!
+//! ```sh
+//! cargo bench -p benches                    # the figures
+//! cargo bench -p benches -- --quick         # whether it runs
+//! cargo bench -p benches -- --only memory
+//! ```
+//!
+//! On Redis, each workload alternates with its raw counterpart: redis-rs on one multiplexed
+//! connection, pipelines of 100 `XADD` with the same five fields and payload, and `XREADGROUP
+//! COUNT 500` read as `StreamReadReply` with one `XACK` a reply. A ratio is the median over the
+//! rounds of ours by theirs in the same round, so that a busy machine slows both. The server is the
+//! one that `TEST_REDIS_URL` or `REDIS_ADDR` names, or one started for the run.
+
+mod memory;
+mod meter;
+mod ours;
+mod raw;
+mod report;
+mod server;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+use report::{Figure, Report};
+
+/// Bytes of every payload.
+pub(crate) const PAYLOAD: usize = 256;
+
+/// What goes wrong in a bench is told and ends it.
+pub(crate) type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
+
+/// Throughput of mas-transport, beside the raw client doing the same work.
+#[derive(Debug, Parser)]
+#[command(name = "benches")]
+struct Args {
+    /// Only check that everything runs: one short round, figures without meaning.
+    #[arg(long)]
+    quick: bool,
+    /// Only this backend.
+    #[arg(long, value_enum)]
+    only: Option<Backend>,
+    /// Only workloads whose name contains this.
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// Rounds, of which the median counts.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Fail when a ratio is below what is asked of it.
+    #[arg(long)]
+    check: bool,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    Memory,
+    Redis,
+}
+
+/// How much is done in one round.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    /// Messages.
+    pub(crate) messages: usize,
+    /// Rounds.
+    pub(crate) rounds: usize,
+}
+
+/// Parses the command line, runs, and prints a table, then one line of JSON.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Into::into)
+        .and_then(|runtime| runtime.block_on(run(&args)));
+    match outcome {
+        Ok(report) => {
+            println!("{report}");
+            println!("{}", report.json());
+            if args.check && !report.holds() {
+                eprintln!("benches: a ratio is below what is asked of it");
+                return ExitCode::FAILURE;
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("benches: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<Report> {
+    let mut report = Report::default();
+    let rounds = if args.quick { 1 } else { args.rounds.max(1) };
+    if args.only != Some(Backend::Redis) {
+        let messages = if args.quick { 5_000 } else { 1_000_000 };
+        memory::run(Size { messages, rounds }, &args.filter, &mut report).await?;
+    }
+    if args.only != Some(Backend::Memory) {
+        let messages = if args.quick { 5_000 } else { 100_000 };
+        let server = server::Server::find()?;
+        redis(
+            &server,
+            Size { messages, rounds },
+            &args.filter,
+            &mut report,
+        )
+        .await?;
+    }
+    Ok(report)
+}
+
+/// The workloads on Redis, each beside its raw counterpart.
+async fn redis(
+    server: &server::Server,
+    size: Size,
+    filter: &str,
+    report: &mut Report,
+) -> Result<()> {
+    let mut raw = raw::Raw::connect(server.url()).await?;
+    let ours = ours::Ours::connect(server.url()).await?;
+    report.server(ours.server());
+    for workload in ours::PUBLISH.iter().filter(|w| w.name.contains(filter)) {
+        let mut figure = Figure::new("redis", workload.name, Some(workload.asked));
+        for _ in 0..size.rounds {
+            let theirs = raw.publish(size.messages).await?;
+            let mine = ours.publish(workload, size.messages).await?;
+            figure.round(mine, Some(theirs));
+        }
+        report.add(figure);
+    }
+    if ours::CONSUME.contains(filter) {
+        let mut figure = Figure::new("redis", ours::CONSUME, Some(1.0));
+        for _ in 0..size.rounds {
+            let theirs = raw.consume(size.messages).await?;
+            let mine = ours.consume(size.messages).await?;
+            figure.round(mine, Some(theirs));
+        }
+        report.add(figure);
+    }
+    ours.close().await
+}

@@ -1,0 +1,56 @@
+//! Ctrl-C and its like.
+
+use std::process::ExitCode;
+
+use crate::failure::Failure;
+
+/// The requests to end: SIGINT, which is Ctrl-C, and SIGTERM.
+#[derive(Debug)]
+pub(crate) struct Interrupts {
+    #[cfg(unix)]
+    int: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    term: tokio::signal::unix::Signal,
+}
+
+impl Interrupts {
+    /// The exit code of a command that was ended at once.
+    pub(crate) const EXIT: u8 = 130;
+
+    /// From now on they do not end the process by themselves.
+    pub(crate) fn listen() -> Result<Self, Failure> {
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+
+            let listen = |kind| {
+                signal(kind).map_err(|error| Failure::new(format!("cannot catch signals: {error}")))
+            };
+            Ok(Self {
+                int: listen(SignalKind::interrupt())?,
+                term: listen(SignalKind::terminate())?,
+            })
+        }
+        #[cfg(not(unix))]
+        Ok(Self {})
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        #[cfg(unix)]
+        tokio::select! {
+            Some(()) = self.int.recv() => {}
+            Some(()) = self.term.recv() => {}
+            else => std::future::pending().await,
+        }
+        #[cfg(not(unix))]
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// The exit code.
+    pub(crate) fn exit() -> ExitCode {
+        ExitCode::from(Self::EXIT)
+    }
+}

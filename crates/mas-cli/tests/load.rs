@@ -1,0 +1,263 @@
+//! The real `mas load`.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Longer than any of these runs takes, drain included, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn mas(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mas"));
+    for name in [
+        "PROTOCOL_TYPE",
+        "REDIS_ADDR",
+        "REDIS_USERNAME",
+        "REDIS_PASSWORD",
+        "REDIS_DB",
+        "MAS_NAMESPACE",
+    ] {
+        command.env_remove(name);
+    }
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// The output of a process that ends within the limit.
+fn finish(child: Child) -> Output {
+    let id = child.id();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || tell.send(child.wait_with_output()));
+    match told.recv_timeout(LIMIT) {
+        Ok(output) => output.unwrap(),
+        Err(_) => {
+            signal(id, "KILL");
+            panic!("mas did not end within {LIMIT:?}");
+        }
+    }
+}
+
+fn signal(id: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args([&format!("-{name}"), &id.to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// The last line of stdout.
+fn json(output: &Output) -> serde_json::Value {
+    let last = text(&output.stdout).lines().last().unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last:?}"))
+}
+
+#[cfg(feature = "memory")]
+#[test]
+fn a_run_in_memory_delivers_everything_once() {
+    let arguments = ["load", "--agents", "4", "--rate", "2000", "--json"];
+    let child = mas(&arguments).args(["--duration", "1s"]).spawn().unwrap();
+    let output = finish(child);
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let json = json(&output);
+    assert_eq!(json["backend"], "memory");
+    assert_eq!(json["agents"], 4);
+    assert_eq!(json["payload"], 256);
+    for (name, expected) in [
+        ("published", 2_000),
+        ("delivered", 2_000),
+        ("lost", 0),
+        ("duplicates", 0),
+        ("corrupted", 0),
+        ("unsettled", 0),
+    ] {
+        assert_eq!(json[name], expected, "{name} in {json}");
+    }
+    for name in ["rate", "p50_ms", "p95_ms", "p99_ms", "max_ms", "duration_s"] {
+        assert!(
+            json[name].as_f64().is_some_and(|v| v > 0.0),
+            "{name} in {json}"
+        );
+    }
+    for name in ["cpu_percent", "cpu_seconds", "memory_mb"] {
+        assert_eq!(json[name].is_f64(), cfg!(unix), "{name} in {json}");
+    }
+    // Stderr is no terminal here: whole lines, at least the last one.
+    assert!(errors.contains("sent 2,000   delivered 2,000"), "{errors}");
+    assert!(!errors.contains('\r'), "{errors}");
+    assert!(text(&output.stdout).contains("lost"));
+}
+
+#[cfg(all(unix, feature = "memory"))]
+#[test]
+fn ctrl_c_drains_and_reports() {
+    let arguments = ["load", "--agents", "2", "--rate", "500", "--json"];
+    let mut child = mas(&arguments).args(["--duration", "1h"]).spawn().unwrap();
+    let mut errors = BufReader::new(child.stderr.take().unwrap());
+    // The first line of progress: the run is under way.
+    let mut line = String::new();
+    errors.read_line(&mut line).unwrap();
+    assert!(line.starts_with("sending 1 s"), "{line}");
+    signal(child.id(), "INT");
+    let output = finish(child);
+    assert!(output.status.success());
+    let json = json(&output);
+    assert_eq!(json["interrupted"], true);
+    assert_eq!(json["lost"], 0);
+    assert_eq!(json["published"], json["delivered"]);
+    assert!(json["published"].as_u64().is_some_and(|n| n > 0), "{json}");
+}
+
+#[test]
+fn an_unknown_backend_is_refused_with_those_there_are() {
+    let child = mas(&["load"]).env("PROTOCOL_TYPE", "pigeon").spawn();
+    let output = finish(child.unwrap());
+    assert_eq!(output.status.code(), Some(2));
+    let errors = text(&output.stderr);
+    assert!(errors.contains("PROTOCOL_TYPE=pigeon"), "{errors}");
+    assert_eq!(
+        errors.contains("memory"),
+        cfg!(feature = "memory"),
+        "{errors}"
+    );
+    assert_eq!(
+        errors.contains("redis"),
+        cfg!(feature = "redis"),
+        "{errors}"
+    );
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn a_server_that_is_not_there_is_told_with_what_to_do() {
+    // A port that was free just now: nobody listens there.
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = held.local_addr().unwrap().to_string();
+    drop(held);
+    let child = mas(&["load"])
+        .env("PROTOCOL_TYPE", "redis")
+        .env("REDIS_ADDR", &addr)
+        .env("REDIS_PASSWORD", "hush-hush")
+        .spawn();
+    let output = finish(child.unwrap());
+    assert_eq!(output.status.code(), Some(2));
+    let errors = text(&output.stderr);
+    assert!(errors.contains(&addr), "{errors}");
+    assert!(errors.contains("REDIS_ADDR=host:port"), "{errors}");
+    assert!(!errors.contains("hush"), "{errors}");
+    assert_eq!(errors.lines().count(), 2, "{errors}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn arguments_are_checked() {
+    for (arguments, why) in [
+        (["load", "--payload", "19"], "at least 20 bytes"),
+        (["load", "--duration", "10"], "write 500ms, 10s or 2h"),
+        (["load", "--agents", "0"], "1..=1000"),
+        (["load", "--rate", "0"], "1..=10000000"),
+        (["load", "--topic-prefix", "a b"], "letters, digits"),
+    ] {
+        let output = finish(mas(&arguments).spawn().unwrap());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let errors = text(&output.stderr);
+        assert!(errors.contains(why), "{arguments:?}: {errors}");
+    }
+}
+
+#[cfg(all(unix, feature = "redis"))]
+mod redis {
+    use std::time::Instant;
+
+    use conformance_tests::fixtures::RedisServer;
+
+    use super::*;
+
+    /// A server of our own; `None`, when there is no program for it and none is required.
+    fn server() -> Option<RedisServer> {
+        if let Err(reason) = RedisServer::program() {
+            let required = std::env::var("REQUIRE_REDIS").is_ok_and(|value| value == "1");
+            assert!(!required, "{reason}");
+            println!("SKIPPED backend=redis reason={reason}");
+            return None;
+        }
+        // Flushed on every write, so that a receipt survives the kill.
+        Some(RedisServer::start(&[("appendonly", "yes"), ("appendfsync", "always")]).unwrap())
+    }
+
+    fn load(server: &RedisServer, arguments: &[&str]) -> Child {
+        let mut command = mas(&["load", "--json"]);
+        command
+            .args(arguments)
+            .env("PROTOCOL_TYPE", "redis")
+            .env("REDIS_ADDR", server.address());
+        command.spawn().unwrap()
+    }
+
+    #[test]
+    fn a_run_on_redis_delivers_everything_once() {
+        let Some(server) = server() else { return };
+        let arguments = ["--agents", "3", "--rate", "300", "--duration", "1s"];
+        let output = finish(load(&server, &arguments));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let json = json(&output);
+        assert_eq!(json["backend"], "redis");
+        for (name, expected) in [
+            ("published", 300),
+            ("delivered", 300),
+            ("lost", 0),
+            ("duplicates", 0),
+            ("unsettled", 0),
+        ] {
+            assert_eq!(json[name], expected, "{name} in {json}");
+        }
+    }
+
+    #[test]
+    fn a_killed_and_restarted_server_loses_nothing() {
+        let Some(server) = server() else { return };
+        let arguments = [
+            ["--agents", "4"],
+            ["--rate", "400"],
+            ["--duration", "6s"],
+            ["--lease", "2s"],
+        ];
+        let mut child = load(&server, arguments.as_flattened());
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut lines = String::new();
+        let begun = Instant::now();
+        while !lines.contains("sending 2 s") {
+            assert!(begun.elapsed() < LIMIT, "{lines}");
+            assert!(errors.read_line(&mut lines).unwrap() > 0, "{lines}");
+        }
+        server.kill().unwrap();
+        // Progress goes on without the server; a second of it is what the run has to bridge.
+        while !lines.contains("sending 3 s") {
+            assert!(begun.elapsed() < LIMIT, "{lines}");
+            assert!(errors.read_line(&mut lines).unwrap() > 0, "{lines}");
+        }
+        server.restart().unwrap();
+        // Nobody else reads it, and it must not fill up.
+        let rest = std::thread::spawn(move || {
+            let _ = std::io::copy(&mut errors, &mut std::io::sink());
+        });
+        let output = finish(child);
+        rest.join().unwrap();
+        let json = json(&output);
+        assert!(output.status.success(), "{json}");
+        assert_eq!(json["published"], 2_400, "{json}");
+        assert_eq!(json["delivered"], 2_400, "{json}");
+        assert_eq!(json["lost"], 0, "{json}");
+        assert_eq!(json["duplicates"], json["duplicates_explained"], "{json}");
+        assert!(json["reconnects"].as_u64().is_some_and(|n| n > 0), "{json}");
+    }
+}

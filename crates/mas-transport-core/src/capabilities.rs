@@ -1,0 +1,205 @@
+//! What a backend can do, and how strongly it keeps its promises.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::message::{Message, Priority, RECORD_RESERVE};
+use crate::subscription::{Order, Subscription};
+
+/// What a confirmed write survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Nothing: it lives as long as the broker's process.
+    Volatile,
+    /// The death of the broker's process, but not of its machine.
+    Process,
+    /// The death of the broker's machine: it was flushed to the disk.
+    Disk,
+    /// The loss of a machine: it was replicated.
+    Replicated,
+}
+
+/// How a number that the backend reports relates to the truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Exactness {
+    /// It is the number.
+    Exact,
+    /// It may be lower than the number, after a failure of the broker or of a member.
+    AtLeast,
+    /// It is near the number.
+    Approximate,
+}
+
+/// What a backend can do: *operations*, whose absence means an
+/// [`Unsupported`](crate::ErrorKind::Unsupported) error, and *strengths*, the values at which
+/// the clauses of the contract hold. Probed at connect from the server's version and its echoed
+/// configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Operation: messages with an expiry.
+    pub ttl: bool,
+    /// Operation: messages delivered later.
+    pub delay: bool,
+    /// Operation: priorities other than normal.
+    pub priority: bool,
+    /// Operation: dedup by idempotency key.
+    pub dedup: bool,
+    /// Operation: subscriptions with wildcards.
+    pub wildcard: bool,
+    /// Operation: subscriptions with a filter.
+    pub filter: bool,
+    /// Operation: [`Order::PerKey`].
+    pub order_per_key: bool,
+    /// Operation: reading without a group.
+    pub read: bool,
+    /// Operation: pausing a whole group.
+    pub pause_group: bool,
+    /// Operation: any idle member of a group can get any of its messages. Without it a topic is a
+    /// partitioned log: a message goes to the member that owns its partition, and members that
+    /// join, leave or die move partitions, with revocations.
+    pub any_member: bool,
+    /// Strength: what a receipt survives.
+    pub durability: Durability,
+    /// Strength: what a confirmed ack survives.
+    pub ack_durability: Durability,
+    /// Strength: the attempt of a delivery.
+    pub attempts: Exactness,
+    /// Strength: on reclaim from a dead member, a message that was fetched and never handed out
+    /// counts as attempted once.
+    pub reclaim_counts_prefetch: bool,
+    /// Strength: the figures of [`Lag`](crate::Lag).
+    pub lag: Exactness,
+    /// Strength: the longest wait until a nacked message is available to an idle member.
+    pub nack_latency: Duration,
+    /// Strength: how long after its due time a delayed redelivery comes to an idle member.
+    pub delay_slack: Duration,
+    /// Strength: how long after its lease ended a dead member's message comes to an idle one.
+    pub reclaim_slack: Duration,
+    /// Strength: how far the clock that judges leases may be off.
+    pub clock_error: Duration,
+    /// Strength: the largest message, as [`Message::size`] counts it.
+    pub max_message_bytes: usize,
+    /// Strength: how many unsettled entries a topic keeps before publishing fails with `Full`;
+    /// `None` where only the broker's memory bounds it.
+    pub max_topic_messages: Option<u64>,
+}
+
+/// How the pumps drive a backend: what was measured to be best for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// Most messages in one call of `publish`.
+    pub publish_batch: usize,
+    /// Most calls of `publish` in flight.
+    pub publish_in_flight: usize,
+    /// Most settlements in one call of `settle`.
+    pub settle_batch: usize,
+    /// Most calls of `settle` in flight.
+    pub settle_in_flight: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            publish_batch: 250,
+            publish_in_flight: 4,
+            settle_batch: 1000,
+            settle_in_flight: 4,
+        }
+    }
+}
+
+/// A backend, its server and what they can do, as found at connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportInfo {
+    /// The backend's name: `memory`, `redis`, `kafka`, `nats`.
+    pub backend: &'static str,
+    /// The server and its version, such as `redis 7.0.15`.
+    pub server: String,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// How the pumps drive it.
+    pub tuning: Tuning,
+    /// A deliberate fault in the pumps above this transport, for the suite's own proof.
+    #[cfg(feature = "mutants")]
+    pub mutation: Option<crate::mutation::Mutation>,
+}
+
+impl TransportInfo {
+    /// What is known of a backend; `tuning` can be changed afterwards.
+    pub fn new(
+        backend: &'static str,
+        server: impl Into<String>,
+        capabilities: Capabilities,
+    ) -> Self {
+        Self {
+            backend,
+            server: server.into(),
+            capabilities,
+            tuning: Tuning::default(),
+            #[cfg(feature = "mutants")]
+            mutation: None,
+        }
+    }
+
+    fn unsupported(&self, operation: &'static str, what: &'static str) -> Error {
+        Error::unsupported(self.backend, operation, what).with("server", &self.server)
+    }
+
+    /// Whether this backend takes the message: its rules, its size, and every option it carries.
+    /// Every backend asks this for each message before anything goes on the wire.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `TooLarge` (with size and limit) or `Unsupported`; never stored.
+    pub fn check_message(&self, message: &Message) -> Result<()> {
+        let can = &self.capabilities;
+        message.check().map_err(|e| e.on(self.backend))?;
+        let size = message.size();
+        // An ordinary message leaves room for the record that a dead letter adds.
+        if size > can.max_message_bytes.saturating_sub(RECORD_RESERVE) {
+            return Err(Error::new(
+                crate::ErrorKind::TooLarge,
+                "publish",
+                "the message is larger than this backend takes; send a reference to the data instead",
+            )
+            .on(self.backend)
+            .with("bytes", size)
+            .with("limit", can.max_message_bytes.saturating_sub(RECORD_RESERVE)));
+        }
+        if message.expires_at().is_some() && !can.ttl {
+            return Err(self.unsupported("publish", "messages with a ttl are not supported"));
+        }
+        if message.get_delay().is_some() && !can.delay {
+            return Err(self.unsupported("publish", "delayed messages are not supported"));
+        }
+        if message.get_priority() != Priority::Normal && !can.priority {
+            return Err(self.unsupported("publish", "priorities are not supported"));
+        }
+        let key = crate::Attribute::IdempotencyKey;
+        if message.attribute(key).is_some() && !can.dedup {
+            return Err(self.unsupported("publish", "idempotency keys are not supported"));
+        }
+        Ok(())
+    }
+
+    /// Whether this backend can serve the subscription, and whether its names and ranges are
+    /// right. Every backend asks this first in `subscribe`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` or `Unsupported`; nothing was created.
+    pub fn check_subscription(&self, subscription: &Subscription) -> Result<()> {
+        let can = &self.capabilities;
+        subscription.check().map_err(|e| e.on(self.backend))?;
+        if subscription.has_wildcard() && !can.wildcard {
+            return Err(self.unsupported("subscribe", "wildcards are not supported"));
+        }
+        if subscription.get_filter().is_some() && !can.filter {
+            return Err(self.unsupported("subscribe", "filters are not supported"));
+        }
+        if subscription.get_order() == Order::PerKey && !can.order_per_key {
+            return Err(self.unsupported("subscribe", "Order::PerKey is not supported"));
+        }
+        Ok(())
+    }
+}

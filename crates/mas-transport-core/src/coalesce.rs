@@ -1,0 +1,411 @@
+//! The line in front of a broker, shared by both pumps: goes at once when it is idle, gathers
+//! while batches are in flight, and tells every entry its own outcome.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The data is whole: no code panics while it holds one of these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An idle line waits a turn for more entries, unless it has so many.
+const GATHERED: usize = 32;
+
+/// Where batches go.
+#[async_trait]
+pub(crate) trait Sink<I, R>: Send + Sync + 'static {
+    /// Sends a batch; returns once its place in line is fixed. The future gives one result an
+    /// entry, in order.
+    async fn send(&self, batch: Vec<I>, deadline: Instant) -> BoxFuture<'static, Vec<R>>;
+
+    /// The result of an entry that was never sent, because its time had run out.
+    fn unsent(&self, entry: I) -> R;
+
+    /// The result of an entry that was sent and not answered in time.
+    fn unanswered(&self) -> R;
+
+    /// Called once a batch has its results, just before they are told: how many entries it had
+    /// and how many bytes.
+    fn done(&self, entries: usize, bytes: usize);
+}
+
+/// The bounds of a line.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Most entries in a batch.
+    pub(crate) entries: usize,
+    /// Most bytes in a batch; the first entry always fits.
+    pub(crate) bytes: usize,
+    /// Most batches in flight.
+    pub(crate) in_flight: usize,
+    /// How long an entry may wait to be sent and answered.
+    pub(crate) timeout: Duration,
+}
+
+/// The outcomes of one batch, shared by the handles of its entries.
+struct Cell<R>(Mutex<CellState<R>>);
+
+enum CellState<R> {
+    Waiting(Vec<Option<Waker>>),
+    Done(Vec<R>),
+}
+
+impl<R> Cell<R> {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(CellState::Waiting(Vec::new()))))
+    }
+
+    fn complete(&self, results: Vec<R>) {
+        let before = std::mem::replace(&mut *lock(&self.0), CellState::Done(results));
+        if let CellState::Waiting(wakers) = before {
+            wakers.into_iter().flatten().for_each(Waker::wake);
+        }
+    }
+}
+
+/// The handle of one entry: resolves to its result. Dropping it withdraws nothing.
+pub(crate) struct Ticket<R> {
+    cell: Arc<Cell<R>>,
+    index: usize,
+}
+
+impl<R> fmt::Debug for Ticket<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").finish_non_exhaustive()
+    }
+}
+
+impl<R: Clone> Ticket<R> {
+    /// A handle whose result is known already.
+    pub(crate) fn ready(result: R) -> Self {
+        let cell = Cell::new();
+        cell.complete(vec![result]);
+        Self { cell, index: 0 }
+    }
+}
+
+impl<R: Clone> Future for Ticket<R> {
+    type Output = R;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
+        match &mut *lock(&self.cell.0) {
+            CellState::Done(results) => match results.get(self.index) {
+                Some(result) => Poll::Ready(result.clone()),
+                // The driver completes every cell with a result for each of its entries.
+                None => Poll::Pending,
+            },
+            CellState::Waiting(wakers) => {
+                if wakers.len() <= self.index {
+                    wakers.resize(self.index + 1, None);
+                }
+                if let Some(slot) = wakers.get_mut(self.index) {
+                    match slot {
+                        Some(waker) => waker.clone_from(cx.waker()),
+                        None => *slot = Some(cx.waker().clone()),
+                    }
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+struct Batch<I, R> {
+    entries: Vec<I>,
+    bytes: usize,
+    opened: Instant,
+    cell: Arc<Cell<R>>,
+}
+
+struct Queue<I, R> {
+    batches: VecDeque<Batch<I, R>>,
+    closed: bool,
+}
+
+struct Shared<I, R> {
+    queue: Mutex<Queue<I, R>>,
+    bounds: Bounds,
+    /// Wakes the driver: an entry came, or the line was closed.
+    wake: Notify,
+    /// One permit a batch that may be in flight.
+    slots: Arc<Semaphore>,
+    in_flight: AtomicUsize,
+}
+
+/// A line. Entries go out in the order in which they were pushed.
+pub(crate) struct Line<I, R> {
+    shared: Arc<Shared<I, R>>,
+    ended: watch::Receiver<bool>,
+}
+
+impl<I, R> fmt::Debug for Line<I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line")
+            .field("bounds", &self.shared.bounds)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<I, R> Drop for Line<I, R> {
+    // What was pushed still goes out; then the driver ends.
+    fn drop(&mut self) {
+        lock(&self.shared.queue).closed = true;
+        self.shared.wake.notify_one();
+    }
+}
+
+impl<I, R> Line<I, R>
+where
+    I: Send + 'static,
+    R: Clone + Send + 'static,
+{
+    /// A line with its driver, spawned on the current runtime.
+    pub(crate) fn start(sink: Arc<dyn Sink<I, R>>, bounds: Bounds) -> Self {
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(Queue {
+                batches: VecDeque::new(),
+                closed: false,
+            }),
+            bounds,
+            wake: Notify::new(),
+            slots: Arc::new(Semaphore::new(bounds.in_flight.max(1))),
+            in_flight: AtomicUsize::new(0),
+        });
+        let (told, ended) = watch::channel(false);
+        let driver = Driver {
+            shared: shared.clone(),
+            sink,
+        };
+        tokio::spawn(async move {
+            driver.run().await;
+            told.send_replace(true);
+        });
+        Self { shared, ended }
+    }
+
+    /// Puts an entry at the end of the line. `Err` gives it back when the line is closed.
+    /// Its time runs since then: the caller knows when that was, and asking the clock is a good part
+    /// of what a push costs.
+    pub(crate) fn push(&self, entry: I, bytes: usize, since: Instant) -> Result<Ticket<R>, I> {
+        let mut queue = lock(&self.shared.queue);
+        if queue.closed {
+            return Err(entry);
+        }
+        let ticket = self.place(&mut queue, entry, bytes, since);
+        drop(queue);
+        self.shared.wake.notify_one();
+        Ok(ticket)
+    }
+
+    /// Puts entries at the end of the line, together; their time runs since then. `Err` gives them
+    /// back when it is closed.
+    pub(crate) fn push_all(
+        &self,
+        entries: Vec<(I, usize)>,
+        since: Instant,
+    ) -> Result<Vec<Ticket<R>>, Vec<I>> {
+        let mut queue = lock(&self.shared.queue);
+        if queue.closed {
+            return Err(entries.into_iter().map(|(entry, _)| entry).collect());
+        }
+        let tickets = entries
+            .into_iter()
+            .map(|(entry, bytes)| self.place(&mut queue, entry, bytes, since))
+            .collect();
+        drop(queue);
+        self.shared.wake.notify_one();
+        Ok(tickets)
+    }
+
+    fn place(&self, queue: &mut Queue<I, R>, entry: I, bytes: usize, since: Instant) -> Ticket<R> {
+        let bounds = &self.shared.bounds;
+        // A batch shares the deadline of its first entry, so it takes none whose time began earlier,
+        // and no more once it is a tenth of the timeout old: every entry has at least nine tenths of
+        // its time, and never more than all of it.
+        let open = queue.batches.back().is_some_and(|batch| {
+            batch.entries.len() < bounds.entries
+                && batch.bytes.saturating_add(bytes) <= bounds.bytes
+                && (batch.opened..batch.opened + bounds.timeout / 10).contains(&since)
+        });
+        if !open {
+            queue.batches.push_back(Batch {
+                entries: Vec::new(),
+                bytes: 0,
+                opened: since,
+                cell: Cell::new(),
+            });
+        }
+        match queue.batches.back_mut() {
+            Some(batch) => {
+                batch.entries.push(entry);
+                batch.bytes += bytes;
+                Ticket {
+                    cell: batch.cell.clone(),
+                    index: batch.entries.len() - 1,
+                }
+            }
+            // Not reached: a batch was just pushed.
+            None => Ticket {
+                cell: Cell::new(),
+                index: 0,
+            },
+        }
+    }
+
+    /// Takes no more entries.
+    pub(crate) fn shut(&self) {
+        lock(&self.shared.queue).closed = true;
+        self.shared.wake.notify_one();
+    }
+
+    /// Takes no more entries and waits until every one has its result, or the deadline. What was
+    /// not sent by then is given up. Says whether everything had its result. Cancel-safe.
+    pub(crate) async fn close(&self, deadline: Instant) -> bool {
+        self.shut();
+        let mut ended = self.ended.clone();
+        timeout_at(deadline, ended.wait_for(|ended| *ended))
+            .await
+            .is_ok()
+    }
+}
+
+struct Driver<I, R> {
+    shared: Arc<Shared<I, R>>,
+    sink: Arc<dyn Sink<I, R>>,
+}
+
+enum Next {
+    /// There is something to send, to be sent before the time given.
+    Work(Instant),
+    Idle,
+    Closed,
+}
+
+impl<I, R> Driver<I, R>
+where
+    I: Send + 'static,
+    R: Clone + Send + 'static,
+{
+    async fn run(&self) {
+        loop {
+            let by = match self.next() {
+                Next::Work(by) => by,
+                Next::Idle => {
+                    self.shared.wake.notified().await;
+                    continue;
+                }
+                Next::Closed => break,
+            };
+            let slot = timeout_at(by, self.shared.slots.clone().acquire_owned()).await;
+            let Ok(Ok(slot)) = slot else {
+                self.give_up_late();
+                continue;
+            };
+            // Let the tasks that are about to push do so: one turn costs a lone caller nothing
+            // measurable and fills the first batch of many. What came as a batch does not wait.
+            if self.shared.in_flight.load(Ordering::Relaxed) == 0 && self.front() < GATHERED {
+                tokio::task::yield_now().await;
+            }
+            let Some(batch) = lock(&self.shared.queue).batches.pop_front() else {
+                continue;
+            };
+            if self.is_late(&batch) {
+                self.give_up(batch);
+            } else {
+                self.send(batch, slot).await;
+            }
+        }
+        // Everything has been sent; wait for the answers.
+        let all = u32::try_from(self.shared.bounds.in_flight.max(1)).unwrap_or(u32::MAX);
+        let _answered = self.shared.slots.acquire_many(all).await;
+    }
+
+    /// How many entries the next batch has.
+    fn front(&self) -> usize {
+        let queue = lock(&self.shared.queue);
+        queue.batches.front().map_or(0, |batch| batch.entries.len())
+    }
+
+    fn next(&self) -> Next {
+        let queue = lock(&self.shared.queue);
+        match queue.batches.front() {
+            Some(front) => Next::Work(front.opened + self.shared.bounds.timeout),
+            None if queue.closed => Next::Closed,
+            None => Next::Idle,
+        }
+    }
+
+    async fn send(&self, batch: Batch<I, R>, slot: tokio::sync::OwnedSemaphorePermit) {
+        let Batch {
+            entries,
+            bytes,
+            opened,
+            cell,
+        } = batch;
+        let deadline = opened + self.shared.bounds.timeout;
+        let count = entries.len();
+        let sink = self.sink.clone();
+        let shared = self.shared.clone();
+        shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        let finish = move |results: Option<Vec<R>>| {
+            let mut results = results.unwrap_or_default();
+            // A backend that answers too little leaves the rest unknown.
+            results.truncate(count);
+            while results.len() < count {
+                results.push(sink.unanswered());
+            }
+            sink.done(count, bytes);
+            shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+            cell.complete(results);
+            drop(slot);
+        };
+        match timeout_at(deadline, self.sink.send(entries, deadline)).await {
+            Ok(confirm) => {
+                tokio::spawn(async move { finish(timeout_at(deadline, confirm).await.ok()) });
+            }
+            Err(_) => finish(None),
+        }
+    }
+
+    fn is_late(&self, batch: &Batch<I, R>) -> bool {
+        batch.opened + self.shared.bounds.timeout <= Instant::now()
+    }
+
+    /// Fails the batches whose time ran out before they could be sent.
+    fn give_up_late(&self) {
+        loop {
+            let batch = {
+                let mut queue = lock(&self.shared.queue);
+                queue.batches.pop_front_if(|front| self.is_late(front))
+            };
+            match batch {
+                Some(batch) => self.give_up(batch),
+                None => return,
+            }
+        }
+    }
+
+    fn give_up(&self, batch: Batch<I, R>) {
+        let count = batch.entries.len();
+        let entries = batch.entries.into_iter();
+        let results = entries.map(|entry| self.sink.unsent(entry)).collect();
+        self.sink.done(count, batch.bytes);
+        batch.cell.complete(results);
+    }
+}
+
+#[cfg(test)]
+#[path = "coalesce_tests.rs"]
+mod tests;

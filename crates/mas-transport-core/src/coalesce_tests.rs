@@ -1,0 +1,130 @@
+use super::*;
+use tokio::sync::mpsc;
+
+type Answer = tokio::sync::oneshot::Sender<()>;
+type Told = Result<u32, &'static str>;
+type Batches = mpsc::UnboundedReceiver<(Vec<u32>, Answer)>;
+
+/// Shows each batch to the test, which answers it when it likes.
+struct Shown(mpsc::UnboundedSender<(Vec<u32>, Answer)>);
+
+#[async_trait]
+impl Sink<u32, Told> for Shown {
+    async fn send(&self, batch: Vec<u32>, _: Instant) -> BoxFuture<'static, Vec<Told>> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        self.0.send((batch.clone(), answer)).unwrap();
+        Box::pin(async move {
+            match answered.await {
+                Ok(()) => batch.into_iter().map(Ok).collect(),
+                Err(_) => Vec::new(),
+            }
+        })
+    }
+    fn unsent(&self, _: u32) -> Told {
+        Err("unsent")
+    }
+    fn unanswered(&self) -> Told {
+        Err("unanswered")
+    }
+    fn done(&self, _: usize, _: usize) {}
+}
+
+fn line(in_flight: usize) -> (Line<u32, Told>, Batches) {
+    let (shown, batches) = mpsc::unbounded_channel();
+    let bounds = Bounds {
+        entries: 4,
+        bytes: 100,
+        in_flight,
+        timeout: Duration::from_secs(10),
+    };
+    (Line::start(Arc::new(Shown(shown)), bounds), batches)
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_goes_at_once_when_idle_and_gathers_while_busy() {
+    let (line, mut batches) = line(1);
+    let mut tickets = vec![line.push(0, 1, Instant::now()).unwrap()];
+    let (first, answer) = batches.recv().await.unwrap();
+    assert_eq!(first, [0]);
+    for n in 1..7 {
+        tickets.push(line.push(n, 1, Instant::now()).unwrap());
+    }
+    answer.send(()).unwrap();
+    let (second, answer) = batches.recv().await.unwrap();
+    assert_eq!(second, [1, 2, 3, 4], "as many as a batch holds");
+    answer.send(()).unwrap();
+    let (third, answer) = batches.recv().await.unwrap();
+    assert_eq!(third, [5, 6]);
+    answer.send(()).unwrap();
+    for (n, ticket) in (0..).zip(tickets) {
+        assert_eq!(ticket.await, Ok(n));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_bound_a_batch_but_never_block_its_first_entry() {
+    let (line, mut batches) = line(1);
+    let _all: Vec<_> = [(0, 500), (1, 60), (2, 60)]
+        .into_iter()
+        .map(|(n, bytes)| line.push(n, bytes, Instant::now()).unwrap())
+        .collect();
+    for n in 0..3 {
+        let (batch, answer) = batches.recv().await.unwrap();
+        assert_eq!(batch, [n]);
+        answer.send(()).unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_answered_or_not_sent_in_time_says_so() {
+    let (line, mut batches) = line(1);
+    let sent = line.push(0, 1, Instant::now()).unwrap();
+    let (_, _unanswered) = batches.recv().await.unwrap();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let late = line.push(1, 1, Instant::now()).unwrap();
+    let start = Instant::now();
+    assert_eq!(sent.await, Err("unanswered"));
+    assert_eq!(start.elapsed().as_secs(), 5);
+    // The slot is free again, so the next batch is sent, five seconds before its time is up.
+    let (_, _unanswered) = batches.recv().await.unwrap();
+    let never = line.push(2, 1, Instant::now()).unwrap();
+    assert_eq!(late.await, Err("unanswered"));
+    drop(batches.recv().await.unwrap());
+    assert_eq!(never.await, Err("unanswered"), "a short answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_waits_behind_a_stuck_batch_is_unsent() {
+    let (line, mut batches) = line(1);
+    let stuck = line.push(0, 1, Instant::now()).unwrap();
+    let _held = batches.recv().await.unwrap();
+    let waits = line.push(1, 1, Instant::now()).unwrap();
+    assert_eq!(waits.await, Err("unsent"));
+    assert_eq!(stuck.await, Err("unanswered"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_waits_for_what_was_accepted_and_takes_no_more() {
+    let (line, mut batches) = line(2);
+    let ticket = line.push(7, 1, Instant::now()).unwrap();
+    assert!(!line.close(Instant::now()).await, "it has no answer yet");
+    assert_eq!(line.push(8, 1, Instant::now()).unwrap_err(), 8);
+    let (_, answer) = batches.recv().await.unwrap();
+    answer.send(()).unwrap();
+    assert!(line.close(Instant::now() + Duration::from_secs(1)).await);
+    assert_eq!(ticket.await, Ok(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_line_sends_what_it_had_and_ends_the_driver() {
+    let (line, mut batches) = line(1);
+    let ticket = line.push(1, 1, Instant::now()).unwrap();
+    drop(line);
+    let (_, answer) = batches.recv().await.unwrap();
+    answer.send(()).unwrap();
+    assert_eq!(ticket.await, Ok(1));
+    assert!(
+        batches.recv().await.is_none(),
+        "the sink is gone with the driver"
+    );
+}

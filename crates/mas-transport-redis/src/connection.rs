@@ -1,0 +1,500 @@
+//! Connections: one that all commands of a transport share and that heals by itself, and the means
+//! to open others.
+//!
+//! The shared connection speaks RESP3, so that the wake-ups of all members come in on it too and a
+//! broken connection is noticed while nothing is asked. When it breaks, a task opens a new one at
+//! once, then after 50 ms, doubled up to 1 s, for as long as it takes; there is no jitter. Calls
+//! meanwhile wait until their own deadline. What had been sent and not answered is never sent again
+//! here: only the caller knows whether that is safe.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use mas_transport_core::{Error, ErrorKind, Result};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, PushInfo, PushKind, Value};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::BACKEND;
+use crate::config::RedisConfig;
+use crate::error::{is_answer, map};
+use crate::scripts::{self, Lua};
+
+/// The first wait between two attempts to connect.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// The longest.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// Commands that may wait for the connection's own task. Far above what is ever in flight, so that
+/// handing one over does not wait.
+const PIPELINE_BUFFER: usize = 4096;
+
+/// How long to wait before the next attempt to connect.
+#[derive(Debug)]
+pub(crate) struct Wait(Duration);
+
+impl Wait {
+    pub(crate) fn new() -> Self {
+        Self(FIRST_WAIT)
+    }
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let wait = self.0;
+        self.0 = (self.0 * 2).min(LONGEST_WAIT);
+        wait
+    }
+}
+
+/// A connection that works, as far as is known.
+#[derive(Clone, Debug)]
+pub(crate) struct Up {
+    pub(crate) connection: MultiplexedConnection,
+    /// Counts the connections of this link.
+    pub(crate) epoch: u64,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Up(Up),
+    Down(Option<Error>),
+    Closed,
+}
+
+/// The shared connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) config: RedisConfig,
+    client: Client,
+    state: watch::Sender<State>,
+    /// Rung when the connection of some epoch is broken.
+    broken: Notify,
+    bells: Mutex<HashMap<String, Vec<Weak<Bell>>>>,
+}
+
+/// A bound that the clock can tell, however long the configuration asks for.
+const LONGEST_CONNECT: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
+
+impl Link {
+    /// Connects, trying again until the bound of the configuration while that can help.
+    pub(crate) async fn connect(config: RedisConfig) -> Result<Arc<Self>> {
+        let client = Client::open(config.connection_info()?)
+            .map_err(|e| map("connect", config.address(), e))?;
+        let until = Instant::now() + config.connect_timeout.min(LONGEST_CONNECT);
+        let link = Arc::new(Self {
+            config,
+            client,
+            state: watch::Sender::new(State::Down(None)),
+            broken: Notify::new(),
+            bells: Mutex::default(),
+        });
+        let mut wait = Wait::new();
+        loop {
+            let error = match timeout_at(until, link.establish(1)).await {
+                Ok(Ok(())) => return Ok(link),
+                Ok(Err(error)) => error,
+                Err(_) => Error::new(
+                    ErrorKind::Unavailable,
+                    "connect",
+                    "the server did not answer within connect_timeout",
+                )
+                .on(BACKEND)
+                .with("address", link.config.address()),
+            };
+            let next = Instant::now() + wait.next();
+            if !error.is_retryable() || next >= until {
+                return Err(error);
+            }
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// Heals the connection until `closing`; the last thing it does is to close the link.
+    pub(crate) async fn keep(self: Arc<Self>, closing: CancellationToken) {
+        closing
+            .run_until_cancelled(async {
+                let mut epoch = 1;
+                loop {
+                    self.broken.notified().await;
+                    let mut wait = Wait::new();
+                    epoch += 1;
+                    while let Err(error) = self.establish(epoch).await {
+                        tracing::debug!(%error, "not reconnected yet");
+                        self.state.send_replace(State::Down(Some(error)));
+                        tokio::time::sleep(wait.next()).await;
+                    }
+                    tracing::info!(address = self.config.address(), "reconnected");
+                    self.ring_all();
+                }
+            })
+            .await;
+        self.state.send_replace(State::Closed);
+    }
+
+    /// Opens a connection of its own to the same server. `response_timeout` does not apply to it.
+    pub(crate) async fn dial(&self) -> Result<MultiplexedConnection> {
+        self.open(AsyncConnectionConfig::new()).await
+    }
+
+    async fn open(&self, config: AsyncConnectionConfig) -> Result<MultiplexedConnection> {
+        let bound = self.config.connect_timeout;
+        let config = config
+            .set_connection_timeout(Some(bound))
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(PIPELINE_BUFFER);
+        let opening = self
+            .client
+            .get_multiplexed_async_connection_with_config(&config);
+        match timeout(bound, opening).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(map("connect", self.config.address(), error)),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "connect",
+                "the server did not answer within connect_timeout",
+            )
+            .on(BACKEND)
+            .with("address", self.config.address())),
+        }
+    }
+
+    /// Opens the shared connection, loads the scripts and listens for wake-ups.
+    async fn establish(self: &Arc<Self>, epoch: u64) -> Result<()> {
+        let link = Arc::downgrade(self);
+        let config = AsyncConnectionConfig::new().set_push_sender(move |push: PushInfo| {
+            if let Some(link) = link.upgrade() {
+                link.pushed(epoch, &push);
+            }
+            Ok::<(), redis::aio::SendError>(())
+        });
+        let mut connection = self.open(config).await?;
+        let channels: Vec<String> = lock(&self.bells).keys().cloned().collect();
+        let load = scripts::load_all();
+        let setup = async {
+            let loaded = connection
+                .send_packed_commands(&load, 0, load.len())
+                .await?;
+            for value in loaded {
+                value.extract_error()?;
+            }
+            if !channels.is_empty() {
+                connection.subscribe(&channels).await?;
+            }
+            redis::RedisResult::Ok(())
+        };
+        match timeout(self.config.response_timeout, setup).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(map("connect", self.config.address(), error)),
+            Err(_) => return Err(self.timed_out("connect")),
+        }
+        self.state.send_replace(State::Up(Up { connection, epoch }));
+        Ok(())
+    }
+
+    fn pushed(&self, epoch: u64, push: &PushInfo) {
+        match push.kind {
+            PushKind::Disconnection => self.broken(epoch),
+            PushKind::Message => {
+                if let [Value::BulkString(channel), Value::BulkString(ms)] = push.data.as_slice() {
+                    let number = |b| std::str::from_utf8(b).ok()?.parse().ok();
+                    let after = Duration::from_millis(number(ms).unwrap_or(0));
+                    if let Ok(channel) = std::str::from_utf8(channel) {
+                        self.ring(channel, after);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Says that the connection of `epoch` is of no use any more.
+    pub(crate) fn broken(&self, epoch: u64) {
+        let changed = self.state.send_if_modified(|state| match state {
+            State::Up(up) if up.epoch == epoch => {
+                *state = State::Down(None);
+                true
+            }
+            _ => false,
+        });
+        if changed {
+            self.broken.notify_one();
+        }
+    }
+
+    /// The number of the present connection; 0 when there is none.
+    pub(crate) fn epoch(&self) -> u64 {
+        match &*self.state.borrow() {
+            State::Up(up) => up.epoch,
+            _ => 0,
+        }
+    }
+
+    /// The connection, as soon as there is one.
+    ///
+    /// # Errors
+    /// `Closed`; `Timeout` with the reason why there is none at `until`; `Unauthorized` at once when
+    /// the server refuses the credentials. Nothing was sent.
+    pub(crate) async fn ready(&self, operation: &'static str, until: Instant) -> Result<Up> {
+        let mut state = self.state.subscribe();
+        let found = timeout_at(until, async {
+            loop {
+                match &*state.borrow_and_update() {
+                    State::Up(up) => return Ok(up.clone()),
+                    State::Closed => return Err(Error::closed(operation).on(BACKEND)),
+                    State::Down(Some(error)) if error.kind() == ErrorKind::Unauthorized => {
+                        return Err(error.clone());
+                    }
+                    State::Down(_) => {}
+                }
+                if state.changed().await.is_err() {
+                    return Err(Error::closed(operation).on(BACKEND));
+                }
+            }
+        });
+        match found.await {
+            Ok(found) => found,
+            Err(_) => {
+                let error = Error::new(
+                    ErrorKind::Timeout,
+                    operation,
+                    "it was not sent: there was no connection to the server",
+                )
+                .on(BACKEND)
+                .with("address", self.config.address());
+                Err(match &*self.state.borrow() {
+                    State::Down(Some(why)) => error.because(why.clone()),
+                    _ => error,
+                })
+            }
+        }
+    }
+
+    /// Sends commands and awaits their answers, each of which may be an error of its own. Waits for
+    /// a connection and for the answers up to `response_timeout` each.
+    ///
+    /// # Errors
+    /// [`Stored::No`](mas_transport_core::Stored::No) when nothing was sent, `Unknown` when the
+    /// answers were lost.
+    pub(crate) async fn send(
+        &self,
+        operation: &'static str,
+        commands: &Pipeline,
+    ) -> Result<Vec<Value>> {
+        let bound = self.config.response_timeout;
+        let mut up = self.ready(operation, Instant::now() + bound).await?;
+        let sent = up
+            .connection
+            .send_packed_commands(commands, 0, commands.len());
+        match timeout(bound, sent).await {
+            Ok(Ok(values)) => Ok(values),
+            Ok(Err(error)) => Err(self.failed(operation, up.epoch, error)),
+            Err(_) => {
+                self.broken(up.epoch);
+                Err(self.timed_out(operation).maybe_stored())
+            }
+        }
+    }
+
+    /// Sends one command, as [`send`](Self::send). An error that the server answers is an error.
+    pub(crate) async fn command(&self, operation: &'static str, command: Cmd) -> Result<Value> {
+        let mut commands = Pipeline::with_capacity(1);
+        commands.add_command(command);
+        let values = self.send(operation, &commands).await?;
+        let value = values.into_iter().next().unwrap_or(Value::Nil);
+        self.check(operation, value)
+    }
+
+    /// Runs a script, as [`command`](Self::command).
+    pub(crate) async fn run(&self, operation: &'static str, lua: &Lua, call: Cmd) -> Result<Value> {
+        let mut commands = Pipeline::with_capacity(1);
+        commands.add_command(call.clone());
+        let values = self.send(operation, &commands).await?;
+        match values.into_iter().next().unwrap_or(Value::Nil) {
+            Value::ServerError(error) if is_no_script(&error) => {
+                self.command(operation, lua.call_with_text(&call)).await
+            }
+            value => self.check(operation, value),
+        }
+    }
+
+    /// Turns an error that the server answered into ours.
+    pub(crate) fn check(&self, operation: &'static str, value: Value) -> Result<Value> {
+        match value {
+            Value::ServerError(error) => Err(self.answered(operation, error)),
+            value => Ok(value),
+        }
+    }
+
+    /// An error that the server answered: nothing happened.
+    pub(crate) fn answered(&self, operation: &'static str, error: redis::ServerError) -> Error {
+        map(operation, self.config.address(), error.into())
+    }
+
+    /// An error of the client after sending: unless the server answered it, what was sent may have
+    /// been done, and the connection is given up.
+    pub(crate) fn failed(
+        &self,
+        operation: &'static str,
+        epoch: u64,
+        error: redis::RedisError,
+    ) -> Error {
+        let answer = is_answer(&error);
+        let mapped = map(operation, self.config.address(), error);
+        if answer {
+            return mapped;
+        }
+        self.broken(epoch);
+        mapped.maybe_stored()
+    }
+
+    /// No answer came in time.
+    pub(crate) fn timed_out(&self, operation: &'static str) -> Error {
+        Error::new(
+            ErrorKind::Timeout,
+            operation,
+            "the server did not answer in time",
+        )
+        .on(BACKEND)
+        .with("address", self.config.address())
+    }
+
+    /// Has `bell` rung whenever something is published on `channel`, and after every reconnect.
+    pub(crate) async fn listen(&self, channel: &str, bell: &Arc<Bell>) -> Result<()> {
+        let first = {
+            let mut bells = lock(&self.bells);
+            let there = bells.entry(channel.to_owned()).or_default();
+            there.retain(|b| b.strong_count() > 0);
+            there.push(Arc::downgrade(bell));
+            there.len() == 1
+        };
+        if !first {
+            return Ok(());
+        }
+        let bound = self.config.response_timeout;
+        let mut up = self.ready("subscribe", Instant::now() + bound).await?;
+        match timeout(bound, up.connection.subscribe(channel)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.failed("subscribe", up.epoch, error)),
+            Err(_) => {
+                self.broken(up.epoch);
+                Err(self.timed_out("subscribe"))
+            }
+        }
+    }
+
+    /// Ends what [`listen`](Self::listen) began. That the server hears of it does not matter.
+    pub(crate) async fn unlisten(&self, channel: &str, bell: &Arc<Bell>) {
+        let last = {
+            let mut bells = lock(&self.bells);
+            let Some(there) = bells.get_mut(channel) else {
+                return;
+            };
+            there.retain(|b| b.strong_count() > 0 && !Weak::ptr_eq(b, &Arc::downgrade(bell)));
+            let last = there.is_empty();
+            if last {
+                bells.remove(channel);
+            }
+            last
+        };
+        let up = match &*self.state.borrow() {
+            State::Up(up) if last => Some(up.clone()),
+            _ => None,
+        };
+        if let Some(mut up) = up {
+            let bound = self.config.response_timeout;
+            let _ = timeout(bound, up.connection.unsubscribe(channel)).await;
+        }
+    }
+
+    fn ring(&self, channel: &str, after: Duration) {
+        for bell in lock(&self.bells).get(channel).into_iter().flatten() {
+            if let Some(bell) = bell.upgrade() {
+                bell.ring(after);
+            }
+        }
+    }
+
+    fn ring_all(&self) {
+        for bell in lock(&self.bells).values().flatten() {
+            if let Some(bell) = bell.upgrade() {
+                bell.ring(Duration::ZERO);
+            }
+        }
+    }
+}
+
+/// Whether the server does not know the script: it has not run.
+pub(crate) fn is_no_script(error: &redis::ServerError) -> bool {
+    error.kind() == Some(redis::ServerErrorKind::NoScript)
+}
+
+/// Wakes a member when something of its group comes due.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    due: Mutex<Option<Instant>>,
+    rung: Notify,
+}
+
+impl Bell {
+    /// Something comes due `after` now.
+    pub(crate) fn ring(&self, after: Duration) {
+        let at = Instant::now() + after.min(Duration::from_secs(24 * 3600));
+        let mut due = lock(&self.due);
+        if due.is_none_or(|d| at < d) {
+            *due = Some(at);
+            drop(due);
+            self.rung.notify_one();
+        }
+    }
+
+    /// When something comes due, as far as was told.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        *lock(&self.due)
+    }
+
+    /// Forgets a due time that has come.
+    pub(crate) fn answer(&self, now: Instant) {
+        let mut due = lock(&self.due);
+        if due.is_some_and(|d| d <= now) {
+            *due = None;
+        }
+    }
+
+    /// Waits for the next [`ring`](Self::ring) that came nearer than the one before.
+    pub(crate) async fn rung(&self) {
+        self.rung.notified().await;
+    }
+}
+
+/// Locks; what a panicking thread left behind is still whole, because no lock here is held across
+/// anything that can panic half-way.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_doubles_up_to_its_limit() {
+        let mut wait = Wait::new();
+        let ms: Vec<u128> = (0..7).map(|_| wait.next().as_millis()).collect();
+        assert_eq!(ms, [50, 100, 200, 400, 800, 1000, 1000]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bell_keeps_the_nearest_time() {
+        let bell = Bell::default();
+        bell.ring(Duration::from_secs(5));
+        bell.rung().await;
+        bell.ring(Duration::from_secs(9));
+        let now = Instant::now();
+        assert_eq!(bell.due(), Some(now + Duration::from_secs(5)));
+        bell.ring(Duration::ZERO);
+        bell.rung().await;
+        bell.answer(now);
+        assert_eq!(bell.due(), None);
+    }
+}

@@ -1,0 +1,178 @@
+//! What the server's and the client's errors mean in the contract's terms.
+
+use mas_transport_core::{Error, ErrorKind};
+use redis::{RedisError, ServerErrorKind};
+
+use crate::BACKEND;
+
+/// An error of the client or the server, in an operation on `address`. Whether the operation may
+/// have taken effect is the caller's to add for errors of the connection; an error that the server
+/// answered means that nothing happened.
+pub(crate) fn map(operation: &'static str, address: &str, error: RedisError) -> Error {
+    let (kind, message) = classify(&error);
+    Error::new(kind, operation, message)
+        .on(BACKEND)
+        .with("address", address)
+        .because(error)
+}
+
+fn classify(error: &RedisError) -> (ErrorKind, &'static str) {
+    let detail = error.detail().unwrap_or_default();
+    match error.code().unwrap_or_default() {
+        "NOAUTH" => {
+            return (
+                ErrorKind::Unauthorized,
+                "the server asks for a password: set one",
+            );
+        }
+        "WRONGPASS" => {
+            return (
+                ErrorKind::Unauthorized,
+                "the server refuses this user and password",
+            );
+        }
+        "NOPERM" => {
+            return (
+                ErrorKind::Unauthorized,
+                "the user lacks a permission: it needs the stream, sorted set, hash, set, script and pub/sub commands on keys and channels mas:*",
+            );
+        }
+        "OOM" => {
+            return (
+                ErrorKind::Full,
+                "the server has reached its maxmemory: raise it, or let consumers catch up, then publish again",
+            );
+        }
+        "LOADING" => {
+            return (
+                ErrorKind::Unavailable,
+                "the server is still loading its data",
+            );
+        }
+        "MISCONF" => {
+            return (
+                ErrorKind::Unavailable,
+                "the server takes no writes because it cannot save to its disk",
+            );
+        }
+        "READONLY" => {
+            return (
+                ErrorKind::Unavailable,
+                "the server is a read-only replica: connect to the primary",
+            );
+        }
+        "BUSY" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" | "NOREPLICAS" => {
+            return (ErrorKind::Unavailable, "the server cannot take this now");
+        }
+        "WRONGTYPE" => {
+            return (
+                ErrorKind::Conflict,
+                "a key of this topic holds something that is not a stream of this library",
+            );
+        }
+        "NOGROUP" | "UNBLOCKED" => {
+            return (
+                ErrorKind::NotFound,
+                "the topic or the group does not exist any more",
+            );
+        }
+        _ => {}
+    }
+    match error.kind() {
+        redis::ErrorKind::AuthenticationFailed => (
+            ErrorKind::Unauthorized,
+            "the server refuses this user and password",
+        ),
+        redis::ErrorKind::Io if error.is_timeout() => {
+            (ErrorKind::Timeout, "the server did not answer in time")
+        }
+        redis::ErrorKind::Io if error.is_connection_refusal() => {
+            (ErrorKind::Unavailable, "the server cannot be reached")
+        }
+        redis::ErrorKind::Io | redis::ErrorKind::Parse => {
+            (ErrorKind::Unavailable, "the connection broke")
+        }
+        redis::ErrorKind::RESP3NotSupported => (
+            ErrorKind::Unsupported,
+            "the server does not speak RESP3: Redis 6.2 or later, or Valkey, is needed",
+        ),
+        redis::ErrorKind::InvalidClientConfig => {
+            (ErrorKind::InvalidArgument, "the address cannot be used")
+        }
+        redis::ErrorKind::Server(ServerErrorKind::ResponseError)
+            if detail.contains("max number of clients") =>
+        {
+            (
+                ErrorKind::Unavailable,
+                "the server has its maximum of clients: raise maxclients or close some",
+            )
+        }
+        _ => (ErrorKind::Broker, "the server refused"),
+    }
+}
+
+/// Whether the error says that stream or group is gone.
+pub(crate) fn is_group_gone(error: &RedisError) -> bool {
+    matches!(error.code(), Some("NOGROUP" | "UNBLOCKED"))
+}
+
+/// Whether the server answered with this error, so that it is known that nothing happened.
+pub(crate) fn is_answer(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        redis::ErrorKind::Server(_) | redis::ErrorKind::Extension
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(line: &str) -> ErrorKind {
+        let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+        let error = value.extract_error().unwrap_err();
+        let mapped = map("publish", "host:1", error);
+        assert!(mapped.to_string().contains("address=host:1"));
+        mapped.kind()
+    }
+
+    #[test]
+    fn what_a_caller_can_do_about_it_decides_the_kind() {
+        for (line, expected) in [
+            ("NOAUTH Authentication required.", ErrorKind::Unauthorized),
+            (
+                "WRONGPASS invalid username-password pair",
+                ErrorKind::Unauthorized,
+            ),
+            (
+                "NOPERM this user has no permissions",
+                ErrorKind::Unauthorized,
+            ),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                ErrorKind::Full,
+            ),
+            (
+                "LOADING Redis is loading the dataset in memory",
+                ErrorKind::Unavailable,
+            ),
+            (
+                "READONLY You can't write against a read only replica.",
+                ErrorKind::Unavailable,
+            ),
+            (
+                "BUSY Redis is busy running a script",
+                ErrorKind::Unavailable,
+            ),
+            ("ERR max number of clients reached", ErrorKind::Unavailable),
+            ("WRONGTYPE Operation against a key", ErrorKind::Conflict),
+            ("NOGROUP No such key", ErrorKind::NotFound),
+            ("ERR syntax error", ErrorKind::Broker),
+            ("SOMETHING else", ErrorKind::Broker),
+        ] {
+            assert_eq!(kind(line), expected, "{line}");
+        }
+        let reset = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+        assert_eq!(map("publish", "h", reset).kind(), ErrorKind::Unavailable);
+    }
+}

@@ -1,0 +1,48 @@
+//! The Redis Streams and Valkey backend of `mas-transport`.
+//!
+//! A topic is a stream, a group a consumer group; keys are named in [`RedisNative::stream`] and the
+//! source's `keys` module. What it takes from the server, and how strongly it keeps the contract's
+//! promises there, is probed at connect: [`mas_transport_core::TransportInfo`].
+//!
+//! - **Durability** is the server's: without the append-only file a receipt survives nothing
+//!   (`Volatile`), with `appendfsync everysec` or `no` the death of the process (`Process`), with
+//!   `always` that of the machine (`Disk`). A server that does not tell is taken at its worst.
+//! - **Memory**: a topic keeps what some group has not settled, and everything while it has no
+//!   group; only the server's `maxmemory` bounds it, with `maxmemory-policy noeviction`. Then
+//!   publishing and dead-lettering fail with `Full`, while consumers can still ack and nack.
+//! - **Redelivery**: nacked entries stand in a sorted set by due time and wake the group's members
+//!   by PUBLISH; the entries of dead members are found by their idle time at the server.
+//! - **Loss**: a deleted stream and a flushed server are noticed by a marker group that lives in the
+//!   stream, a deleted group is made again where it had settled everything.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod admin;
+mod config;
+mod connection;
+mod decode;
+mod error;
+mod holding;
+mod inbox;
+mod info;
+mod keys;
+mod lease;
+mod member;
+mod native;
+mod publish;
+mod reader;
+mod scripts;
+mod settle;
+mod sweep;
+mod transport;
+
+pub use config::RedisConfig;
+pub use native::RedisNative;
+pub use transport::RedisTransport;
+
+/// What errors and capabilities call this backend.
+const BACKEND: &str = "redis";

@@ -1,0 +1,385 @@
+//! Settlements.
+//!
+//! A batch becomes up to three commands side by side: one `XACK` of many ids, and two calls of the
+//! fencing script. A stale ack is harmless (its handler did succeed), so acks only pass the local
+//! deadline check; everything else could take an entry away from another member and goes through
+//! the script. Acks and renewals may be repeated without harm: when the connection breaks they are
+//! sent again until the first of their leases ends. What moves an entry is sent once.
+
+use async_trait::async_trait;
+use futures::future::join4;
+use mas_transport_core::codec::fields::{self, RECORD_FIELD, encode_record};
+use mas_transport_core::{
+    Error, ErrorKind, Outcome, Position, Record, Result, Settle, Settled, Stored, Token, Topic,
+};
+use redis::{Cmd, Pipeline};
+use std::sync::Arc;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::BACKEND;
+use crate::connection::{Wait, lock};
+use crate::decode;
+use crate::lease::Lease;
+use crate::member::Member;
+use crate::scripts;
+
+/// The settling half of a member.
+#[derive(Debug)]
+pub(crate) struct RedisSettle(pub(crate) Arc<Member>);
+
+/// One settlement that passed the local check: its place in the batch, its token, its lease.
+type Item = (usize, Token, Lease);
+/// What became of one.
+type Answer = (usize, Result<Settled>);
+
+#[async_trait]
+impl Settle for RedisSettle {
+    async fn settle(&self, batch: Vec<(Token, Outcome)>) -> Vec<Result<Settled>> {
+        // A task of its own, so that whoever gives up waiting does not give up the settlements.
+        let count = batch.len();
+        let member = Arc::clone(&self.0);
+        let task = self.0.shared.tasks.spawn(settle(member, batch));
+        task.await.unwrap_or_else(|_| {
+            let error = self.0.error(
+                ErrorKind::Closed,
+                "settle",
+                "the runtime was shut down meanwhile",
+            );
+            vec![Err(error.maybe_stored()); count]
+        })
+    }
+
+    async fn close(&self, deadline: Instant) -> Result<()> {
+        self.0.close(deadline).await;
+        Ok(())
+    }
+}
+
+async fn settle(member: Arc<Member>, batch: Vec<(Token, Outcome)>) -> Vec<Result<Settled>> {
+    let member = &*member;
+    let mut results: Vec<Result<Settled>> = Vec::with_capacity(batch.len());
+    let mut acks = Vec::with_capacity(batch.len());
+    let (mut renewals, mut moves, mut burials) = (Vec::new(), Vec::new(), Vec::new());
+    {
+        let lost = lost(member);
+        let now = Instant::now();
+        let mut leases = lock(&member.leases);
+        for (at, (token, outcome)) in batch.into_iter().enumerate() {
+            results.push(Err(lost.clone()));
+            let lease = match outcome {
+                Outcome::Begin | Outcome::Extend => leases.held_until(token, now),
+                _ => leases.settle(token, now),
+            };
+            let Some(lease) = lease else {
+                continue;
+            };
+            let item = (at, token, lease);
+            match outcome {
+                Outcome::Ack => acks.push(item),
+                Outcome::Begin => renewals.push((item, true)),
+                Outcome::Extend => renewals.push((item, false)),
+                Outcome::Nack(delay) => {
+                    let ms = u64::try_from(delay.as_nanos().div_ceil(1_000_000));
+                    moves.push((item, Some(ms.unwrap_or(u64::MAX).min(MOST_DELAY_MS))));
+                }
+                Outcome::Return => moves.push((item, None)),
+                Outcome::DeadLetter(record) => burials.push((item, record, false)),
+                Outcome::Quarantine(record) => burials.push((item, record, true)),
+            }
+        }
+    }
+    let (acked, renewed, moved, buried) = join4(
+        ack(member, acks),
+        renew(member, renewals),
+        move_back(member, moves),
+        bury_all(member, burials),
+    )
+    .await;
+    for (at, answer) in acked.into_iter().chain(renewed).chain(moved).chain(buried) {
+        if let Some(result) = results.get_mut(at) {
+            *result = answer;
+        }
+    }
+    member.released();
+    results
+}
+
+/// The longest delay: ten years, far within what a score holds exactly.
+const MOST_DELAY_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
+
+fn lost(member: &Member) -> Error {
+    member.error(
+        ErrorKind::LeaseLost,
+        "settle",
+        "the lease had ended: another member may hold the message",
+    )
+}
+
+/// When the first of the leases ends.
+fn first_deadline<'a>(leases: impl Iterator<Item = &'a Lease>) -> Instant {
+    let first = leases.map(|lease| lease.deadline).min();
+    first.unwrap_or_else(Instant::now)
+}
+
+/// Repeats what may be repeated for as long as the server cannot take it and the leases last.
+async fn persist<T, F>(until: Instant, mut attempt: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let mut wait = Wait::new();
+    let mut unknown = false;
+    loop {
+        // An attempt that still waits for a connection when the lease ends must not go out later:
+        // by then the entry may be somebody else's.
+        let error = match timeout_at(until, attempt()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    "settle",
+                    "the server did not answer before the lease ended",
+                )
+                .on(BACKEND)
+                .maybe_stored());
+            }
+        };
+        unknown |= error.stored() == Stored::Unknown;
+        let again = Instant::now() + wait.next();
+        if !error.is_retryable() || again >= until {
+            return Err(if unknown { error.maybe_stored() } else { error });
+        }
+        sleep(again - Instant::now()).await;
+    }
+}
+
+async fn ack(member: &Member, items: Vec<Item>) -> Vec<Answer> {
+    if items.is_empty() {
+        return Vec::new();
+    }
+    let until = first_deadline(items.iter().map(|(_, _, lease)| lease));
+    let stream = member.keys.stream.as_str();
+    let group = member.group.as_str();
+    let room = stream.len() + group.len() + 24 * items.len() + 8;
+    let mut command = Cmd::with_capacity(items.len() + 3, room);
+    command.arg("XACK").arg(stream).arg(group);
+    let mut highest = Position::default();
+    for (_, _, lease) in &items {
+        highest = highest.max(lease.id);
+        command.arg(lease.id.to_string());
+    }
+    highest.minor = highest.minor.saturating_add(1);
+    let mut record = scripts::SETTLED.call(&[stream, &member.keys.hash]);
+    record.arg(group).arg(highest.to_string());
+    let mut commands = Pipeline::with_capacity(2);
+    commands.add_command(command).add_command(record);
+    let link = &member.shared.link;
+    let outcome = persist(until, || async {
+        let answers = link.send("ack", &commands).await?;
+        // Whether the record was written only matters when the group is lost.
+        link.check("ack", answers.into_iter().next().unwrap_or_default())
+    })
+    .await;
+    finish(member, items, outcome.map(|_| Settled::Done))
+}
+
+/// Gives all items of a command the same answer.
+fn finish(member: &Member, items: Vec<Item>, outcome: Result<Settled>) -> Vec<Answer> {
+    let mut leases = lock(&member.leases);
+    let close = |(at, token, _)| {
+        match outcome {
+            Ok(_) => leases.done(token),
+            Err(_) => leases.leave(token),
+        }
+        (at, outcome.clone())
+    };
+    items.into_iter().map(close).collect()
+}
+
+async fn renew(member: &Member, items: Vec<(Item, bool)>) -> Vec<Answer> {
+    if items.is_empty() {
+        return Vec::new();
+    }
+    let until = first_deadline(items.iter().map(|((_, _, lease), _)| lease));
+    let mut call = member.fence();
+    for ((_, _, lease), begin) in &items {
+        member.operation(&mut call, if *begin { "B" } else { "E" }, lease);
+        call.arg(0);
+    }
+    let link = &member.shared.link;
+    let outcome = persist(until, || async {
+        let asked = Instant::now();
+        let answer = link.run("renew", &scripts::FENCE, call.clone()).await?;
+        Ok((asked, decode::list(answer)))
+    })
+    .await;
+    let mut leases = lock(&member.leases);
+    let mut answers = match &outcome {
+        Ok((_, answers)) => answers.iter(),
+        Err(_) => [].iter(),
+    };
+    let close = |((at, token, lease), begin): (Item, bool)| {
+        let answer = match &outcome {
+            Err(error) => {
+                // A lease that could not be extended lasts as long as it did. One that could not be
+                // begun is not handed out.
+                if begin {
+                    leases.leave(token);
+                }
+                Err(error.clone())
+            }
+            Ok((asked, _)) => {
+                let done = answers.next().and_then(decode::number) == Some(1);
+                let count = if begin { lease.attempt } else { lease.count };
+                let deadline = *asked + member.lease;
+                if done && leases.renewed(token, count, deadline).is_some() {
+                    Ok(Settled::Lease(deadline))
+                } else {
+                    leases.done(token);
+                    Err(lost(member))
+                }
+            }
+        };
+        (at, answer)
+    };
+    items.into_iter().map(close).collect()
+}
+
+/// Nacks (with a delay in ms) and returns.
+async fn move_back(member: &Member, items: Vec<(Item, Option<u64>)>) -> Vec<Answer> {
+    if items.is_empty() {
+        return Vec::new();
+    }
+    let mut call = member.fence();
+    for ((_, _, lease), delay) in &items {
+        match delay {
+            Some(ms) => {
+                member.operation(&mut call, "N", lease);
+                call.arg(*ms);
+            }
+            None => {
+                member.operation(&mut call, "R", lease);
+                call.arg(lease.attempt - 1);
+            }
+        }
+    }
+    let link = &member.shared.link;
+    let outcome = link.run("nack", &scripts::FENCE, call).await;
+    let outcome = outcome.map(decode::list);
+    let mut leases = lock(&member.leases);
+    let mut answers = outcome.as_deref().unwrap_or_default().iter();
+    let close = |((at, token, _), _): (Item, Option<u64>)| {
+        let answer = match &outcome {
+            Err(error) => {
+                leases.leave(token);
+                Err(error.clone())
+            }
+            Ok(_) => {
+                leases.done(token);
+                match answers.next().and_then(decode::number) {
+                    Some(1) => Ok(Settled::Done),
+                    _ => Err(lost(member)),
+                }
+            }
+        };
+        (at, answer)
+    };
+    items.into_iter().map(close).collect()
+}
+
+async fn bury_all(member: &Member, items: Vec<(Item, Box<Record>, bool)>) -> Vec<Answer> {
+    let mut answers = Vec::with_capacity(items.len());
+    for ((at, token, lease), record, malformed) in items {
+        let outcome = bury(member, &lease, *record, malformed).await;
+        let mut leases = lock(&member.leases);
+        match &outcome {
+            Ok(_) => leases.done(token),
+            Err(error) if error.kind() == ErrorKind::LeaseLost => leases.done(token),
+            Err(_) => leases.leave(token),
+        }
+        answers.push((at, outcome));
+    }
+    answers
+}
+
+/// Moves an entry to the dead-letter or the quarantine topic of topic and group.
+async fn bury(member: &Member, lease: &Lease, record: Record, malformed: bool) -> Result<Settled> {
+    if member.topic.is_internal() {
+        return Err(member.error(
+            ErrorKind::Unsupported,
+            "dead-letter",
+            "what stands in a dead-letter or quarantine topic has nowhere further to go: \
+             ack it, or nack it with a delay",
+        ));
+    }
+    let target = if malformed {
+        Topic::quarantine(&member.topic, &member.group)
+    } else {
+        Topic::dead_letters(&member.topic, &member.group)
+    };
+    // A topic that is not listed is better than a dead letter that is not kept.
+    if let Err(error) = member.shared.register(&target).await {
+        tracing::debug!(%error, "the dead-letter topic is not listed yet");
+    }
+    let mut answer = -2;
+    if !malformed {
+        let mut call = burial(member, lease, &target);
+        call.arg("verbatim")
+            .arg(RECORD_FIELD)
+            .arg(encode_record(&record));
+        answer = buried(member, call).await?;
+    }
+    if answer == -2 {
+        // As the payload of a message of its own: what cannot be decoded, and what has more fields
+        // than a script can copy.
+        let mut ask = Cmd::new();
+        let id = lease.id.to_string();
+        ask.arg("XRANGE")
+            .arg(member.keys.stream.as_str())
+            .arg(&id)
+            .arg(&id);
+        let link = &member.shared.link;
+        let entries = decode::entries(link.command("quarantine", ask).await?);
+        let found = entries.unwrap_or_default().into_iter().next();
+        let Some(original) = found.and_then(|entry| entry.fields) else {
+            return Err(gone(member));
+        };
+        let message = fields::quarantine(target.clone(), &original, record);
+        let mut call = burial(member, lease, &target);
+        call.arg("instead");
+        fields::encode(&message, &mut |name, value| {
+            call.arg(name).arg(value);
+        });
+        answer = buried(member, call).await?;
+    }
+    match answer {
+        1 => Ok(Settled::Done),
+        0 => Err(lost(member)),
+        _ => Err(gone(member)),
+    }
+}
+
+fn gone(member: &Member) -> Error {
+    member.error(
+        ErrorKind::LeaseLost,
+        "dead-letter",
+        "the entry was deleted from the topic",
+    )
+}
+
+fn burial(member: &Member, lease: &Lease, target: &Topic) -> Cmd {
+    let target = crate::keys::stream(&member.shared.link.config.namespace, target);
+    let mut call = scripts::BURY.call(&[&member.keys.stream, &target]);
+    call.arg(member.group.as_str())
+        .arg(lease.id.to_string())
+        .arg(member.consumer(lease.owner))
+        .arg(lease.count)
+        .arg(lease.attempt);
+    call
+}
+
+async fn buried(member: &Member, call: Cmd) -> Result<i64> {
+    let link = &member.shared.link;
+    let answer = link.run("dead-letter", &scripts::BURY, call).await?;
+    Ok(decode::number(&answer).unwrap_or(-1))
+}

@@ -1,0 +1,198 @@
+//! The bus: what an application publishes and subscribes with.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mas_transport_core::{
+    Admin, Consumer, Message, Pending, PublishOptions, Publisher, Receipt, Result, Subscription,
+    Transport, TransportInfo,
+};
+use tokio::time::Instant;
+
+use crate::factory::connect_from_env;
+
+/// A connection to a broker: publishes messages and starts consumers, the same on every backend.
+///
+/// Cheap to clone. The clones share one connection and one publish queue, in which messages keep
+/// their order. When the last clone is dropped, what was accepted is still sent as long as the
+/// runtime lives; [`close`](Self::close) waits for it.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    transport: Arc<dyn Transport>,
+    publisher: Publisher,
+    options: Arc<BusOptions>,
+}
+
+/// What a [`Bus`] can be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BusOptions {
+    /// Who sends, such as `/agents/planner`: the source of messages that name none. By default it
+    /// is [`Message::DEFAULT_SOURCE`].
+    pub source: Option<String>,
+    /// The bounds of the publish queue.
+    pub publish: PublishOptions,
+}
+
+impl BusOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the source of messages that name none.
+    #[must_use]
+    pub fn source(mut self, source: impl Into<String>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Sets the bounds of the publish queue.
+    #[must_use]
+    pub fn publish(mut self, publish: PublishOptions) -> Self {
+        self.publish = publish;
+        self
+    }
+}
+
+impl Bus {
+    /// A bus over a transport, with the default options. Needs a running tokio runtime.
+    pub fn new(transport: Arc<dyn Transport>) -> Self {
+        Self::with_options(transport, BusOptions::default())
+    }
+
+    /// A bus over a transport. Needs a running tokio runtime.
+    pub fn with_options(transport: Arc<dyn Transport>, options: BusOptions) -> Self {
+        Self {
+            publisher: Publisher::new(transport.clone(), options.publish),
+            transport,
+            options: Arc::new(options),
+        }
+    }
+
+    /// A bus over the backend that the environment names: see [`connect_from_env`].
+    ///
+    /// # Errors
+    /// As [`connect_from_env`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    pub async fn from_env() -> Result<Self> {
+        Ok(Self::new(connect_from_env().await?))
+    }
+
+    /// The same bus through a layer: what is published and subscribed here passes `layer` on its
+    /// way. Clones made before stay as they are.
+    #[must_use]
+    pub fn layer(self, layer: impl FnOnce(Arc<dyn Transport>) -> Arc<dyn Transport>) -> Self {
+        let options = (*self.options).clone();
+        Self::with_options(layer(self.transport), options)
+    }
+
+    /// Publishes a message and waits for its receipt: the broker has it, at the durability that
+    /// the receipt names. Goes at once when nothing is under way; meanwhile, what many tasks
+    /// publish travels together.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `TooLarge`, `Unsupported`, `Full`, `Unavailable`, `Closed`, `Timeout`
+    /// after `publish_timeout` (30 s). [`Error::stored`](crate::Error::stored) tells whether the
+    /// broker may have the message all the same.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before there was room publishes nothing; later, the message is
+    /// published or not. Nothing else is disturbed.
+    pub async fn publish(&self, message: Message) -> Result<Receipt> {
+        self.publisher.publish(self.sign(message)).await
+    }
+
+    /// Publishes messages together and waits for all: one outcome each, in order. One that is
+    /// refused fails alone.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves each message published or not.
+    pub async fn publish_batch(&self, messages: Vec<Message>) -> Vec<Result<Receipt>> {
+        let signed = messages.into_iter().map(|message| self.sign(message));
+        self.publisher.publish_batch(signed.collect()).await
+    }
+
+    /// Accepts a message, waiting only for room in the queue, and returns a handle for its
+    /// receipt: the way to publish fast from one task.
+    ///
+    /// # Errors
+    /// `Timeout` when there was no room within `publish_timeout`, `Closed`. Nothing was stored.
+    ///
+    /// # Cancel safety
+    /// Dropping this future accepts nothing; dropping the handle gives up the receipt, not the
+    /// message.
+    pub async fn enqueue(&self, message: Message) -> Result<Pending> {
+        self.publisher.enqueue(self.sign(message)).await
+    }
+
+    /// Joins a group as a new member and starts to fetch for it. A topic and a group that do not
+    /// exist are made; nothing published after this returned is missed by the group.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `Unsupported`, `Conflict` when the group has another lease,
+    /// `Unavailable`, `Closed`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves at most an empty group behind.
+    pub async fn subscribe(&self, subscription: Subscription) -> Result<Consumer> {
+        Consumer::start(self.transport.clone(), subscription).await
+    }
+
+    /// The backend, its server, and what they can do.
+    pub fn info(&self) -> Arc<TransportInfo> {
+        self.transport.info()
+    }
+
+    /// Topics, groups, lag.
+    pub fn admin(&self) -> &dyn Admin {
+        self.transport.admin()
+    }
+
+    /// The transport underneath.
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        &self.transport
+    }
+
+    /// The client of the broker, for what this library does not cover; `None` when it is of
+    /// another type. Which type it is, each backend says.
+    pub fn native<T: Any>(&self) -> Option<&T> {
+        self.transport.native()?.downcast_ref()
+    }
+
+    /// Sends what was accepted, then closes the connection: consumers of this bus stop fetching,
+    /// what they have not handed out returns to its group, and what they have handed out can be
+    /// settled until `patience` is over. Afterwards every call fails with `Closed`, on every
+    /// clone. Idempotent.
+    ///
+    /// Handlers that still publish need their consumers closed first
+    /// ([`Consumer::close`]).
+    ///
+    /// # Errors
+    /// `Timeout` when something had no outcome in time; the connection is closed all the same.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the bus closing or closed.
+    pub async fn close(&self, patience: Duration) -> Result<()> {
+        // A patience beyond what the clock can tell is a year's.
+        let now = Instant::now();
+        let year = Duration::from_secs(365 * 24 * 3600);
+        let deadline = now + patience.min(year);
+        let flushed = self.publisher.close(deadline).await;
+        self.transport.close(deadline).await?;
+        flushed
+    }
+
+    /// Names the sender, where the message does not.
+    fn sign(&self, message: Message) -> Message {
+        match &self.options.source {
+            Some(source) if message.source() == Message::DEFAULT_SOURCE => {
+                message.from_source(source.clone())
+            }
+            _ => message,
+        }
+    }
+}

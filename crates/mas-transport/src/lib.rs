@@ -1,0 +1,45 @@
+//! One message bus contract over several brokers: write against [`Bus`], run in memory on a laptop,
+//! and choose the broker by `PROTOCOL_TYPE` in production without touching code.
+//!
+//! ```
+//! use mas_transport::{Bus, Message, Subscription};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> mas_transport::Result<()> {
+//! let bus = Bus::from_env().await?;
+//! let orders = bus
+//!     .subscribe(Subscription::new("orders.created").group("billing"))
+//!     .await?;
+//! bus.publish(Message::json("orders.created", &42)?.key("customer-7"))
+//!     .await?;
+//!
+//! if let Some(delivery) = orders.recv().await? {
+//!     assert_eq!(delivery.json::<i32>()?, 42);
+//!     delivery.ack().await?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A message with a receipt reaches every group of its topic until the group settles it; the
+//! members of a group share its messages. [`Capabilities`] says what a backend can do and how
+//! strongly it keeps its promises.
+//!
+//! Cargo features: `memory` (default) and `redis`, one for each backend.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod bus;
+mod factory;
+
+pub use bus::{Bus, BusOptions};
+pub use factory::connect_from_env;
+pub use mas_transport_core::*;
+#[cfg(feature = "memory")]
+pub use mas_transport_memory as memory;
+#[cfg(feature = "redis")]
+pub use mas_transport_redis as redis;
