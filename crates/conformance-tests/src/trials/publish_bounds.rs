@@ -104,7 +104,9 @@ async fn what_was_never_sent_is_refused_and_what_was_is_unknown(ctx: Ctx) -> Ver
         };
         equal("what a timed out publish says", stored?, wanted)?;
     }
-    if without(&all, &sent).is_empty() {
+    // On a real clock the rest is younger than what holds the slots, if only by a moment, and may be
+    // sent in that moment: then it says so too.
+    if ctx.timing().paused && without(&all, &sent).is_empty() {
         return Err("everything was sent: more batches were in flight than declared".into());
     }
     // Nobody is left waiting in the line: it moves as soon as the broker does.

@@ -1,7 +1,7 @@
 //! What several trials need.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,7 +9,6 @@ use futures::FutureExt as _;
 use mas_transport_core::{
     Confirm, ErrorKind, Message, Outcome, RawDelivery, Result, Settle, Settled, Token, Transport,
 };
-use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -167,18 +166,59 @@ pub(super) async fn share(
 /// Hooks that hold publishes and settlements back until they are let through.
 #[derive(Debug)]
 pub(super) struct Gate {
-    publishes: watch::Sender<bool>,
+    /// For the places in line, which outlive the call that gives them.
+    this: Weak<Self>,
+    publishes: watch::Sender<Queue>,
     settlements: watch::Sender<bool>,
     published: Mutex<Vec<String>>,
     settled: Mutex<Vec<(Token, Outcome)>>,
     moved: watch::Sender<u64>,
 }
 
+/// Who waits at the gate. Batches go through in the order in which they came: a place in line that
+/// was given is kept, whichever of them is polled first.
+#[derive(Debug)]
+struct Queue {
+    open: bool,
+    next: u64,
+    waiting: VecDeque<u64>,
+}
+
+/// A place at the gate, given up when dropped.
+struct Place {
+    gate: Arc<Gate>,
+    number: u64,
+}
+
+impl Place {
+    /// Waits until the gate is open and everybody before has gone through or away.
+    async fn through(&self) {
+        let mut queue = self.gate.publishes.subscribe();
+        let first = |q: &Queue| q.open && q.waiting.front() == Some(&self.number);
+        // The sender lives in the gate.
+        let _ = queue.wait_for(first).await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let number = self.number;
+        let leave = |q: &mut Queue| q.waiting.retain(|n| *n != number);
+        self.gate.publishes.send_modify(leave);
+    }
+}
+
 impl Gate {
     /// A gate that is open.
     pub(super) fn open() -> Arc<Self> {
-        Arc::new(Self {
-            publishes: watch::Sender::new(true),
+        let queue = Queue {
+            open: true,
+            next: 0,
+            waiting: VecDeque::new(),
+        };
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            publishes: watch::Sender::new(queue),
             settlements: watch::Sender::new(true),
             published: Mutex::default(),
             settled: Mutex::default(),
@@ -188,12 +228,27 @@ impl Gate {
 
     /// Lets publishes through, or holds them.
     pub(super) fn publishes(&self, open: bool) {
-        self.publishes.send_replace(open);
+        self.publishes.send_modify(|q| q.open = open);
     }
 
     /// Lets settlements through, or holds them.
     pub(super) fn settlements(&self, open: bool) {
         self.settlements.send_replace(open);
+    }
+
+    /// A place in line, unless the way is free.
+    fn place(&self) -> Option<Place> {
+        let gate = self.this.upgrade()?;
+        let mut number = None;
+        self.publishes.send_if_modified(|q| {
+            if !q.open || !q.waiting.is_empty() {
+                q.next += 1;
+                q.waiting.push_back(q.next);
+                number = Some(q.next);
+            }
+            false
+        });
+        number.map(|number| Place { gate, number })
     }
 
     /// What has come as far as the gate, whether or not it was let through.
@@ -231,14 +286,15 @@ impl Hooks for Gate {
             published.extend(ids(&batch));
         }
         self.moved.send_modify(|n| *n += batch.len() as u64);
-        let mut open = self.publishes.subscribe();
-        if *open.borrow() {
+        let Some(place) = self.place() else {
             return next.publish(batch, deadline).await;
-        }
+        };
         let next = Arc::clone(next);
         async move {
-            let _ = open.wait_for(|open| *open).await;
-            next.publish(batch, deadline).await.await
+            place.through().await;
+            let confirm = next.publish(batch, deadline).await;
+            drop(place);
+            confirm.await
         }
         .boxed()
     }
