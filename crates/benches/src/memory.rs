@@ -44,10 +44,7 @@ async fn bare(messages: usize) -> Result<Sample> {
     let mut source = transport.subscribe(&subscription).await?;
     let message = Message::new("bench", vec![b'x'; PAYLOAD])?;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(300);
-    let want = Want {
-        messages: BATCH,
-        bytes: usize::MAX,
-    };
+    let want = Want::new(BATCH, usize::MAX);
     let mut events = Vec::with_capacity(BATCH);
     let meter = Meter::start();
     let mut done = 0;

@@ -127,10 +127,7 @@ impl RawMember {
                 return Ok(delivery);
             }
             let mut out = Vec::new();
-            let want = Want {
-                messages: 1,
-                bytes: 1 << 20,
-            };
+            let want = Want::new(1, 1 << 20);
             let fetch = self.fetch.fetch(want, &mut out);
             waiting(self.ctx.history(), self.id, fetch).await?;
             for event in out {

@@ -31,6 +31,7 @@ pub mod codec;
 mod consumer;
 mod error;
 mod headers;
+mod health;
 mod message;
 #[cfg(feature = "mutants")]
 pub mod mutation;
@@ -44,6 +45,7 @@ pub use capabilities::*;
 pub use consumer::*;
 pub use error::*;
 pub use headers::*;
+pub use health::*;
 pub use message::*;
 pub use name::*;
 pub use publisher::*;

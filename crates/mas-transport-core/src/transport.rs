@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::capabilities::{Durability, TransportInfo};
 use crate::error::Result;
+use crate::health::Health;
 use crate::message::Message;
 use crate::name::{Group, Topic};
 use crate::record::{Reason, Record};
@@ -117,6 +118,20 @@ pub struct Want {
     pub messages: usize,
     /// Their bytes, as [`Message::size`] counts them.
     pub bytes: usize,
+    /// The consumer is paused, or its handlers hang past their leases: what the backend has fetched
+    /// ahead goes back to the group at once, where otherwise it may wait a moment for room.
+    pub give_back: bool,
+}
+
+impl Want {
+    /// Room for so many messages with so many bytes.
+    pub fn new(messages: usize, bytes: usize) -> Self {
+        Self {
+            messages,
+            bytes,
+            give_back: false,
+        }
+    }
 }
 
 /// What a fetch brings.
@@ -307,6 +322,12 @@ pub trait Admin: fmt::Debug + Send + Sync {
     /// # Errors
     /// `NotFound` when the topic does not exist.
     async fn purge(&self, topic: &Topic) -> Result<u64>;
+
+    /// Asks the broker how it is: answered means connected.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout` when it does not answer, `Closed`.
+    async fn health(&self) -> Result<Health>;
 
     /// Stops or resumes deliveries to every member of a group.
     ///

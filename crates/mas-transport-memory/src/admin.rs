@@ -1,7 +1,11 @@
 //! Topics, groups and figures.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
-use mas_transport_core::{Admin, Error, ErrorKind, Group, Lag, Result, Topic, TopicSpec};
+use mas_transport_core::{
+    Admin, Error, ErrorKind, Group, Health, Lag, Result, Topic, TopicSpec, Transport as _,
+};
 use tokio::time::Instant;
 
 use crate::config::MAX_PARTITIONS;
@@ -85,6 +89,12 @@ impl Admin for MemoryTransport {
         drop(state);
         after.run();
         Ok(removed)
+    }
+
+    async fn health(&self) -> Result<Health> {
+        self.connection.check("health")?;
+        let server = &self.info().server;
+        Ok(Health::new(server, Duration::ZERO).fact("persistence", "none"))
     }
 
     async fn pause(&self, _topic: &Topic, _group: &Group, _paused: bool) -> Result<()> {

@@ -240,7 +240,7 @@ fn run(ops: Vec<Op>) {
             } => {
                 let pair = &mut pairs[group];
                 let member = pair.members[member];
-                let want = Want { messages, bytes };
+                let want = Want::new(messages, bytes);
                 let mut out = Vec::new();
                 pair.group.advance(now, &store);
                 pair.group.take(now, member, want, &store, &mut out);

@@ -75,10 +75,7 @@ fn run_log(ops: Vec<LogOp>) {
                 let (id, _) = members[at];
                 group.call(now, id, true);
                 group.advance(now, &store);
-                let want = Want {
-                    messages,
-                    bytes: 99,
-                };
+                let want = Want::new(messages, 99);
                 let owned: Vec<_> = group.lanes.iter().map(|l| l.owner == Some(id)).collect();
                 group.take(now, id, want, &store, &mut out);
                 for taken in out.drain(..) {
@@ -125,10 +122,7 @@ fn run_log(ops: Vec<LogOp>) {
         now += LEASE / 10;
         group.call(now, last, true);
         group.advance(now, &store);
-        let want = Want {
-            messages: 1000,
-            bytes: 99_999,
-        };
+        let want = Want::new(1000, 99_999);
         group.take(now, last, want, &store, &mut out);
         for taken in out.drain(..) {
             let ack = &Outcome::Ack;

@@ -178,14 +178,11 @@ async fn a_fetch_takes_what_is_wanted_and_at_least_one() {
     publish(&bus, "a", &[&big, &big, &big]).await;
     let mut out = Vec::new();
     for (messages, bytes, expected) in [(9, 1, 1), (1, usize::MAX, 1), (9, 10_000, 1)] {
-        let want = Want { messages, bytes };
+        let want = Want::new(messages, bytes);
         a.fetch.fetch(want, &mut out).await.unwrap();
         assert_eq!(out.drain(..).count(), expected);
     }
-    let want = Want {
-        messages: 0,
-        bytes: 9,
-    };
+    let want = Want::new(0, 9);
     publish(&bus, "a", &["1"]).await;
     assert!(
         timeout(LEASE / 2, a.fetch.fetch(want, &mut out))

@@ -31,10 +31,7 @@ async fn member(broker: MemoryBroker, seen: Arc<Mutex<BTreeSet<String>>>, number
             if seen.lock().unwrap().len() == PUBLISHERS * EACH {
                 return;
             }
-            let want = Want {
-                messages: 1 + round * 7 % 64,
-                bytes: usize::MAX,
-            };
+            let want = Want::new(1 + round * 7 % 64, usize::MAX);
             // Sometimes dropped before its first poll is over, sometimes while it waits.
             let patience = Duration::from_millis((round % 3) as u64 * 5);
             let _ = timeout(patience, source.fetch.fetch(want, &mut events)).await;

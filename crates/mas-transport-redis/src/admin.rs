@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use mas_transport_core::{Admin, Error, ErrorKind, Group, Lag, Result, Topic, TopicSpec};
+use mas_transport_core::{Admin, Error, ErrorKind, Group, Health, Lag, Result, Topic, TopicSpec};
 use redis::{Cmd, Value};
+use tokio::time::Instant;
 
 use crate::BACKEND;
 use crate::decode;
@@ -118,6 +119,15 @@ impl Admin for RedisAdmin {
             Some(count) if count >= 0 => Ok(count.unsigned_abs()),
             _ => Err(Self::missing("purge", topic, "there is no such topic")),
         }
+    }
+
+    async fn health(&self) -> Result<Health> {
+        self.open("health")?;
+        let mut ask = Cmd::new();
+        ask.arg("PING");
+        let asked = Instant::now();
+        self.0.link.command("health", ask).await?;
+        Ok(Health::new(&self.0.info.server, asked.elapsed()))
     }
 
     async fn pause(&self, topic: &Topic, group: &Group, _paused: bool) -> Result<()> {

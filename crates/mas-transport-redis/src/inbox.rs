@@ -46,6 +46,8 @@ pub(crate) struct Inbox {
     arrived: Notify,
     /// Something is wanted, for each of the two tasks that read.
     wanted: [Notify; 2],
+    /// Something is there that is to be given back.
+    unwanted: Notify,
 }
 
 /// Who waits for room.
@@ -62,16 +64,14 @@ impl Inbox {
                 control: VecDeque::new(),
                 ready: VecDeque::new(),
                 ready_bytes: 0,
-                want: Want {
-                    messages: 0,
-                    bytes: 0,
-                },
+                want: Want::new(0, 0),
                 guess: FIRST_GUESS,
                 error: None,
                 closed: false,
             }),
             arrived: Notify::new(),
             wanted: [Notify::new(), Notify::new()],
+            unwanted: Notify::new(),
         }
     }
 
@@ -108,6 +108,9 @@ impl Inbox {
             }
         }
         state.want = left;
+        if state.has_unwanted() {
+            self.unwanted.notify_one();
+        }
         if state.room(usize::MAX) > 0 {
             self.wanted.iter().for_each(Notify::notify_one);
         }
@@ -144,6 +147,9 @@ impl Inbox {
         if let Some(average) = sum.checked_div(count) {
             let eased = state.guess - state.guess / 2;
             state.guess = average.max(eased).max(LEAST_GUESS);
+            if state.has_unwanted() {
+                self.unwanted.notify_one();
+            }
             self.arrived.notify_one();
         }
         refused
@@ -202,11 +208,23 @@ impl Inbox {
         stale
     }
 
+    /// Waits until something is to be given back.
+    pub(crate) async fn unwanted(&self) {
+        self.unwanted.notified().await;
+    }
+
+    /// Takes back what came in for a member that wants to hold nothing.
+    pub(crate) fn take_unwanted(&self) -> Vec<Token> {
+        let mut state = lock(&self.state);
+        match state.has_unwanted() {
+            true => state.empty(),
+            false => Vec::new(),
+        }
+    }
+
     /// Drops what is buffered, because its leases are lost.
     pub(crate) fn revoke(&self) -> Vec<Token> {
-        let mut state = lock(&self.state);
-        state.ready_bytes = 0;
-        state.ready.drain(..).map(|a| a.token).collect()
+        lock(&self.state).empty()
     }
 
     /// Makes `fetch` answer `Closed`, and takes back what was buffered.
@@ -218,6 +236,15 @@ impl Inbox {
 }
 
 impl State {
+    fn has_unwanted(&self) -> bool {
+        self.want.give_back && !self.ready.is_empty()
+    }
+
+    fn empty(&mut self) -> Vec<Token> {
+        self.ready_bytes = 0;
+        self.ready.drain(..).map(|a| a.token).collect()
+    }
+
     fn room(&self, most: usize) -> usize {
         if self.closed || self.want.messages == 0 {
             return 0;
@@ -250,7 +277,7 @@ mod tests {
     }
 
     fn want(messages: usize, bytes: usize) -> Want {
-        Want { messages, bytes }
+        Want::new(messages, bytes)
     }
 
     #[tokio::test(start_paused = true)]
@@ -295,6 +322,27 @@ mod tests {
         );
         assert!(inbox.try_fetch(want(1000, 1), &mut out).is_none());
         assert_eq!(inbox.room(500).0, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_paused_member_holds_nothing() {
+        let inbox = Inbox::new();
+        inbox.add([arrival(0, 1)]);
+        let mut out = Vec::new();
+        assert!(inbox.try_fetch(want(0, 0), &mut out).is_none());
+        assert!(inbox.take_unwanted().is_empty(), "a full member may wait");
+        let paused = Want {
+            give_back: true,
+            ..want(0, 0)
+        };
+        assert!(inbox.try_fetch(paused, &mut out).is_none());
+        inbox.unwanted().await;
+        assert_eq!(inbox.take_unwanted().len(), 1);
+        // What a read brings that was under way.
+        inbox.add([arrival(1, 1), arrival(2, 1)]);
+        inbox.unwanted().await;
+        assert_eq!(inbox.take_unwanted().len(), 2);
+        assert!(out.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -58,6 +58,11 @@ pub(crate) async fn run(member: Arc<Member>) {
             () = sleep_until(wake) => {}
             () = member.bell.rung(), if !starved => continue,
             _ = member.inbox.wanted(Waiter::Sweeper, 1), if starved => starved = false,
+            () = member.inbox.unwanted() => {
+                let unwanted = member.inbox.take_unwanted();
+                member.give_back(unwanted).await;
+                continue;
+            }
         }
         let now = Instant::now();
         let periodic = now >= next_look;

@@ -216,13 +216,7 @@ async fn another_lease_is_refused_and_nothing_survives_a_close() {
     let mut member = member;
     let closed = member
         .fetch
-        .fetch(
-            mas_transport_core::Want {
-                messages: 1,
-                bytes: 1,
-            },
-            &mut vec![],
-        )
+        .fetch(mas_transport_core::Want::new(1, 1), &mut vec![])
         .await;
     assert_eq!(closed.unwrap_err().kind(), ErrorKind::Closed);
     let refused = outcomes(&transport, vec![Message::new("t", "x").unwrap()]).await;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use mas_transport_core::{
-    Admin, Confirm, Event, Fetch, Group, Lag, Message, Outcome, ReadSpec, Result, Settle, Settled,
-    Source, Subscription, Token, Topic, TopicSpec, Transport, TransportInfo, Want,
+    Admin, Confirm, Event, Fetch, Group, Health, Lag, Message, Outcome, ReadSpec, Result, Settle,
+    Settled, Source, Subscription, Token, Topic, TopicSpec, Transport, TransportInfo, Want,
 };
 use tokio::time::Instant;
 
@@ -128,6 +128,11 @@ pub trait Hooks: Debug + Send + Sync + 'static {
         next.purge(topic).await
     }
 
+    /// Around [`Admin::health`].
+    async fn health(&self, next: &dyn Admin) -> Result<Health> {
+        next.health().await
+    }
+
     /// Around [`Admin::pause`].
     async fn pause(
         &self,
@@ -228,6 +233,10 @@ impl Admin for Intercept {
 
     async fn purge(&self, topic: &Topic) -> Result<u64> {
         self.hooks.purge(self.next.admin(), topic).await
+    }
+
+    async fn health(&self) -> Result<Health> {
+        self.hooks.health(self.next.admin()).await
     }
 
     async fn pause(&self, topic: &Topic, group: &Group, paused: bool) -> Result<()> {

@@ -208,10 +208,7 @@ async fn a_dropped_fetch(ctx: Ctx) -> Verdict {
         .await?;
     let Source { fetch, settle } = source;
     let fetching = tokio::sync::Mutex::new((fetch, Vec::new()));
-    let want = Want {
-        messages: 3,
-        bytes: 1 << 20,
-    };
+    let want = Want::new(3, 1 << 20);
     let mut tokens = Vec::new();
     for n in 0..20 {
         let message = ctx.message(&topic);

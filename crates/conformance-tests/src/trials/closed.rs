@@ -173,6 +173,7 @@ async fn a_closed_transport_says_so(ctx: Ctx) -> Verdict {
     says_closed("groups", admin.groups(&topic).await)?;
     says_closed("lag", admin.lag(&topic, &group).await)?;
     says_closed("purge", admin.purge(&topic).await)?;
+    says_closed("health", admin.health().await)?;
     // It still knows what it was.
     ensure!(
         transport.info().backend == ctx.info().backend,
@@ -192,10 +193,7 @@ async fn sources_of_a_closed_transport_say_so(ctx: Ctx) -> Verdict {
     let mut source = transport
         .subscribe(&long_leased(&ctx, &topic, "billing"))
         .await?;
-    let want = Want {
-        messages: 10,
-        bytes: 1 << 20,
-    };
+    let want = Want::new(10, 1 << 20);
     let mut out: Vec<Event> = Vec::new();
     let waiting = source.fetch.fetch(want, &mut out);
     let closing = async {

@@ -92,6 +92,13 @@ async fn calls_end_in_time_while_the_broker_is_away(ctx: Ctx) -> Verdict {
         Err(e) if e.is_retryable() => {}
         other => return Err(format!("without a broker topics() was answered {other:?}").into()),
     }
+    match ctx
+        .soon("the end of a health check", agent.admin().health())
+        .await?
+    {
+        Err(e) if e.is_retryable() => {}
+        other => return Err(format!("without a broker health() was answered {other:?}").into()),
+    }
     let waiting = member.next_within(ctx.timing().quiet).await;
     ensure!(
         matches!(waiting, Ok(None)),

@@ -47,12 +47,10 @@ impl Pump {
             let want = match (paused, mutated!(self.shared.info, WindowIgnored)) {
                 (true, _) => Want {
                     messages: 0,
+                    give_back: true,
                     ..want
                 },
-                (_, true) => Want {
-                    messages: usize::MAX,
-                    bytes: usize::MAX,
-                },
+                (_, true) => Want::new(usize::MAX, usize::MAX),
                 _ => want,
             };
             let next = match not_before {

@@ -154,8 +154,8 @@ impl Window {
             false => 0,
         };
         Want {
-            messages,
-            bytes: self.bytes.saturating_sub(self.bytes_used),
+            give_back: self.lapsed > 0,
+            ..Want::new(messages, self.bytes.saturating_sub(self.bytes_used))
         }
     }
 

@@ -56,10 +56,7 @@ impl Agent {
     /// What comes next.
     pub(crate) async fn events(&mut self, messages: usize) -> Result<Vec<Event>> {
         let mut out = Vec::new();
-        let want = Want {
-            messages,
-            bytes: usize::MAX,
-        };
+        let want = Want::new(messages, usize::MAX);
         self.fetch.fetch(want, &mut out).await?;
         Ok(out)
     }

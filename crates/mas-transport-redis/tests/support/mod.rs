@@ -192,10 +192,7 @@ impl Member {
                 if let Some(event) = self.waiting.pop_front() {
                     return event;
                 }
-                let want = Want {
-                    messages: self.want,
-                    bytes: 64 << 20,
-                };
+                let want = Want::new(self.want, 64 << 20);
                 let mut out = Vec::new();
                 match self.fetch.fetch(want, &mut out).await {
                     Ok(()) => self.waiting.extend(out),
@@ -235,10 +232,7 @@ impl Member {
     /// Nothing comes for this long.
     pub(crate) async fn quiet(&mut self, time: Duration) {
         let mut out = Vec::new();
-        let want = Want {
-            messages: self.want,
-            bytes: 64 << 20,
-        };
+        let want = Want::new(self.want, 64 << 20);
         assert!(self.waiting.is_empty(), "{:?}", self.waiting);
         let fetched = timeout(time, self.fetch.fetch(want, &mut out)).await;
         assert!(fetched.is_err(), "{fetched:?} {out:?}");
