@@ -352,6 +352,26 @@ fn a_drop_waits_for_its_backoff_and_comes_back() {
     assert_eq!(tape.flaws(), [Flaw::Stuck]);
 }
 
+/// What a broker that was away had sent last may have been taken back, once.
+#[test]
+fn an_outage_explains_one_attempt() {
+    for what in [Trouble::Kill, Trouble::Freeze] {
+        for (first, flaws) in [(2, vec![]), (3, vec![Flaw::Count])] {
+            let mut tape = altered("a", |h| match h {
+                Happened::Delivered { attempt, .. } => *attempt = first,
+                _ => unreachable!(),
+            });
+            let at = tape.position(|h| matches!(h, Happened::Delivered { id, .. } if id == "a"));
+            let time = tape.entries[at].at;
+            for on in [false, true] {
+                let what = Happened::Fault { what, on };
+                tape.entries.insert(at, Entry { at: time, what });
+            }
+            assert_eq!(tape.flaws(), flaws, "{what:?}, attempt {first}");
+        }
+    }
+}
+
 #[test]
 fn attempts_add_up() {
     let wrong = altered("a", |h| match h {

@@ -12,6 +12,10 @@ use crate::subscription::{Order, Subscription};
 pub enum Durability {
     /// Nothing: it lives as long as the broker's process.
     Volatile,
+    /// The death of the broker's process, but for what it confirmed in the last few seconds: it
+    /// writes behind. Redis with `appendfsync everysec` postpones writing for up to 2 s while a
+    /// flush to the disk is under way, and goes on confirming.
+    WriteBehind,
     /// The death of the broker's process, but not of its machine.
     Process,
     /// The death of the broker's machine: it was flushed to the disk.
@@ -66,8 +70,8 @@ pub struct Capabilities {
     pub ack_durability: Durability,
     /// Strength: the attempt of a delivery.
     pub attempts: Exactness,
-    /// Strength: on reclaim from a dead member, a message that was fetched and never handed out
-    /// counts as attempted once.
+    /// Strength: on reclaim from a dead member, or after an outage of the broker that was longer
+    /// than the lease, a message that was fetched and never handed out counts as attempted once.
     pub reclaim_counts_prefetch: bool,
     /// Strength: the figures of [`Lag`](crate::Lag).
     pub lag: Exactness,

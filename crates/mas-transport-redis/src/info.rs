@@ -76,7 +76,9 @@ pub(crate) async fn probe(link: &Link) -> Result<TransportInfo> {
 fn durability(append_only: bool, fsync: Option<&str>) -> Durability {
     match (append_only, fsync) {
         (true, Some("always")) => Durability::Disk,
-        (true, _) => Durability::Process,
+        // Written before it is confirmed, and never flushed.
+        (true, Some("no")) => Durability::Process,
+        (true, _) => Durability::WriteBehind,
         (false, _) => Durability::Volatile,
     }
 }
@@ -164,8 +166,8 @@ mod tests {
     #[test]
     fn durability_is_never_assumed() {
         assert_eq!(durability(false, Some("always")), Durability::Volatile);
-        assert_eq!(durability(true, None), Durability::Process);
-        assert_eq!(durability(true, Some("everysec")), Durability::Process);
+        assert_eq!(durability(true, None), Durability::WriteBehind);
+        assert_eq!(durability(true, Some("everysec")), Durability::WriteBehind);
         assert_eq!(durability(true, Some("no")), Durability::Process);
         assert_eq!(durability(true, Some("always")), Durability::Disk);
     }

@@ -5,8 +5,10 @@
 //! promises there, is probed at connect: [`mas_transport_core::TransportInfo`].
 //!
 //! - **Durability** is the server's: without the append-only file a receipt survives nothing
-//!   (`Volatile`), with `appendfsync everysec` or `no` the death of the process (`Process`), with
-//!   `always` that of the machine (`Disk`). A server that does not tell is taken at its worst.
+//!   (`Volatile`). With it and `appendfsync everysec` it survives the death of the process but for
+//!   the last 2 s, in which a slow flush may hold up writing while the server goes on confirming
+//!   (`WriteBehind`); with `no`, that death (`Process`); with `always`, that of the machine (`Disk`).
+//!   A server that does not tell is taken at its worst.
 //! - **Memory**: a topic keeps what some group has not settled, and everything while it has no
 //!   group; only the server's `maxmemory` bounds it, with `maxmemory-policy noeviction`. Then
 //!   publishing and dead-lettering fail with `Full`, while consumers can still ack and nack.

@@ -284,11 +284,11 @@ async fn a_full_server_refuses_publishes_and_can_be_drained() {
 
 #[tokio::test]
 async fn a_killed_server_is_found_again_and_nothing_is_lost() {
-    let mut server = server!("--appendonly", "yes");
+    let mut server = server!("--appendonly", "yes", "--appendfsync", "always");
     let transport = server.connect().await;
     assert_eq!(
         transport.info().capabilities.durability,
-        mas_transport_core::Durability::Process
+        mas_transport_core::Durability::Disk
     );
     let mut member = Member::join(&transport, &subscription("t", 30_000)).await;
     publish(&transport, "t", 10).await;

@@ -113,8 +113,8 @@ impl Rules {
             clock_error: can.clock_error,
             attempts: can.attempts,
             any_member: can.any_member,
-            receipts_survive: can.durability > Durability::Volatile,
-            acks_survive: can.ack_durability > Durability::Volatile,
+            receipts_survive: can.durability >= Durability::Process,
+            acks_survive: can.ack_durability >= Durability::Process,
         }
     }
 }

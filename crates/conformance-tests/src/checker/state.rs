@@ -277,6 +277,14 @@ impl<'h> State<'h> {
         if on && matches!(what, Trouble::Kill | Trouble::Forget) {
             self.died = true;
         }
+        if on && matches!(what, Trouble::Kill | Trouble::Freeze) {
+            // Its clock goes on meanwhile: to a broker that was away for longer than a lease, its
+            // members are as good as dead, and what it had sent them last may never have arrived.
+            for group in &mut self.groups {
+                group.crashes += 1;
+                group.disturbed = true;
+            }
+        }
         if on && what == Trouble::Kill {
             self.killed = true;
             for message in self.messages.values_mut() {

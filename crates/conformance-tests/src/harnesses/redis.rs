@@ -95,8 +95,9 @@ impl Harness for RedisHarness {
 
     async fn broker(&self, setup: &Setup) -> std::result::Result<Arc<dyn Broker>, Failure> {
         let (server, url) = if setup.own {
-            // The trials of durability need a server that has some.
-            let server = RedisServer::start(&[("appendonly", "yes")])?;
+            // The trials of durability need a server that has some. With everysec, the default, it
+            // confirms what it has not written while a flush is slow.
+            let server = RedisServer::start(&[("appendonly", "yes"), ("appendfsync", "always")])?;
             let url = format!("redis://{}", server.address());
             (Some(server), url)
         } else {

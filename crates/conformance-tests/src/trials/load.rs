@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mas_transport_core::{Error, ErrorKind, PublishOptions, Subscription, Topic};
+use mas_transport_core::{Error, ErrorKind, PublishOptions, Stored, Subscription, Topic};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -57,15 +57,16 @@ impl Load {
             while let Some(held) = member.recv().await? {
                 let id = held.id().to_owned();
                 match held.ack().await {
-                    Ok(()) => {
-                        seen.lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .insert(id);
-                    }
+                    Ok(()) => {}
+                    // Perhaps it is settled, and never comes again.
+                    Err(e) if is_passing(&e) && e.stored() == Stored::Unknown => {}
                     // It comes again.
-                    Err(e) if is_passing(&e) => {}
+                    Err(e) if is_passing(&e) => continue,
                     Err(e) => return Err(format!("an ack under load: {e}").into()),
                 }
+                seen.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(id);
             }
             Ok(())
         });
@@ -88,8 +89,9 @@ impl Load {
         .await
     }
 
-    /// Stops publishing and waits until every message with a receipt has been acked.
-    pub(super) async fn finish(mut self, ctx: &Ctx) -> Verdict {
+    /// Stops publishing and waits until every message has been acked that had a receipt, where
+    /// receipts have survived what happened.
+    pub(super) async fn finish(mut self, ctx: &Ctx, survived: bool) -> Verdict {
         self.stop.send_replace(true);
         let mut owed = BTreeSet::new();
         while let Some(done) = ctx
@@ -97,6 +99,10 @@ impl Load {
             .await?
         {
             owed.extend(done??);
+        }
+        ctx.note(format!("{} messages had receipts", owed.len()));
+        if !survived {
+            owed.clear();
         }
         let all = eventually(ctx, "every message with a receipt", || async {
             let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,7 +124,6 @@ impl Load {
         {
             done??;
         }
-        ctx.note(format!("{} messages had receipts", owed.len()));
         Ok(())
     }
 }

@@ -211,7 +211,7 @@ async fn outcomes_are_true_when_the_broker_dies(ctx: Ctx) -> Verdict {
     }
     ctx.fault(Trouble::Kill, true);
     ctx.broker().kill().await?;
-    if ctx.capabilities().durability == Durability::Volatile {
+    if ctx.capabilities().durability < Durability::Process {
         // As it declares.
         receipts.clear();
     }

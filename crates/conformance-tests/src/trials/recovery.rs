@@ -214,7 +214,7 @@ async fn cuts_under_load_lose_nothing(ctx: Ctx) -> Verdict {
         cut(&ctx).await?;
     }
     load.flows(&ctx, 20).await?;
-    load.finish(&ctx).await
+    load.finish(&ctx, true).await
 }
 
 async fn cuts_leave_no_connections(ctx: Ctx) -> Verdict {

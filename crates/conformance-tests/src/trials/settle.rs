@@ -112,13 +112,14 @@ async fn an_ack_outlives_the_death_of_the_broker(ctx: Ctx) -> Verdict {
     ctx.fault(Trouble::Kill, false);
     let can = ctx.capabilities();
     let mut left: BTreeSet<_> = all.into_iter().filter(|id| !acked.contains(id)).collect();
-    if can.durability == Durability::Volatile {
-        // As it declares: nothing was kept, and so nothing comes back.
+    let survives = can.durability >= Durability::Process;
+    if !survives {
+        // As it declares: nothing was kept, or perhaps not all.
         left.clear();
     }
     while !left.is_empty() {
         let held = member.next().await?;
-        if acked.contains(held.id()) && can.ack_durability > Durability::Volatile {
+        if acked.contains(held.id()) && can.ack_durability >= Durability::Process {
             return Err(format!("{held:?} came again, its ack was confirmed").into());
         }
         let id = held.id().to_owned();
@@ -126,7 +127,10 @@ async fn an_ack_outlives_the_death_of_the_broker(ctx: Ctx) -> Verdict {
             left.remove(&id);
         }
     }
-    member.nothing().await
+    if survives {
+        member.nothing().await?;
+    }
+    Ok(())
 }
 
 /// It leaves with messages in its hands and in its buffer: those come back, the acked do not.
