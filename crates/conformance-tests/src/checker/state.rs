@@ -282,6 +282,11 @@ impl<'h> State<'h> {
             // members are as good as dead, and what it had sent them last may never have arrived.
             for group in &mut self.groups {
                 group.crashes += 1;
+            }
+        }
+        if on && matches!(what, Trouble::Kill | Trouble::Freeze | Trouble::Cut) {
+            // What was on its way to a member is given back, and comes behind what did arrive.
+            for group in &mut self.groups {
                 group.disturbed = true;
             }
         }
