@@ -17,6 +17,7 @@ use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, PushInfo, PushKind, Va
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::BACKEND;
 use crate::config::RedisConfig;
@@ -47,10 +48,29 @@ impl Wait {
     }
 }
 
+/// A connection, and the task that drives it where the client has not taken that upon itself. It
+/// ends with this, whatever is still under way.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) connection: MultiplexedConnection,
+    pub(crate) driver: Option<AbortOnDropHandle<()>>,
+}
+
+impl Connected {
+    /// The connection alone; it ends with its last clone, once every command has its answer.
+    pub(crate) fn detach(self) -> MultiplexedConnection {
+        if let Some(driver) = self.driver {
+            drop(driver.detach());
+        }
+        self.connection
+    }
+}
+
 /// A connection that works, as far as is known.
 #[derive(Clone, Debug)]
 pub(crate) struct Up {
     pub(crate) connection: MultiplexedConnection,
+    _driver: Option<Arc<AbortOnDropHandle<()>>>,
     /// Counts the connections of this link.
     pub(crate) epoch: u64,
 }
@@ -62,11 +82,55 @@ enum State {
     Closed,
 }
 
+/// Opens connections to one server.
+#[derive(Debug)]
+enum Opener {
+    Plain(Client),
+    #[cfg(feature = "tls")]
+    Secure(crate::tls::Secure),
+}
+
+impl Opener {
+    fn new(config: &RedisConfig) -> Result<Self> {
+        let info = config.connection_info()?;
+        let Some(tls) = &config.tls else {
+            let client = Client::open(info).map_err(|e| map("connect", config.address(), e))?;
+            return Ok(Self::Plain(client));
+        };
+        #[cfg(feature = "tls")]
+        {
+            let settings = info.redis_settings().clone();
+            crate::tls::Secure::new(config, tls, settings).map(Self::Secure)
+        }
+        #[cfg(not(feature = "tls"))]
+        {
+            let _ = tls;
+            let why = "encrypted connections are not compiled in: enable the feature `tls` of mas-transport-redis";
+            Err(Error::unsupported(BACKEND, "connect", why).with("address", config.address()))
+        }
+    }
+
+    async fn open(&self, address: &str, config: AsyncConnectionConfig) -> Result<Connected> {
+        match self {
+            Self::Plain(client) => {
+                let opening = client.get_multiplexed_async_connection_with_config(&config);
+                let connection = opening.await.map_err(|e| map("connect", address, e))?;
+                Ok(Connected {
+                    connection,
+                    driver: None,
+                })
+            }
+            #[cfg(feature = "tls")]
+            Self::Secure(secure) => secure.open(config).await,
+        }
+    }
+}
+
 /// The shared connection.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) config: RedisConfig,
-    client: Client,
+    opener: Arc<Opener>,
     state: watch::Sender<State>,
     /// Rung when the connection of some epoch is broken.
     broken: Notify,
@@ -79,16 +143,9 @@ const LONGEST_CONNECT: std::time::Duration = std::time::Duration::from_secs(365 
 impl Link {
     /// Connects, trying again until the bound of the configuration while that can help.
     pub(crate) async fn connect(config: RedisConfig) -> Result<Arc<Self>> {
-        let client = Client::open(config.connection_info()?)
-            .map_err(|e| map("connect", config.address(), e))?;
+        let opener = Arc::new(Opener::new(&config)?);
         let until = Instant::now() + config.connect_timeout.min(LONGEST_CONNECT);
-        let link = Arc::new(Self {
-            config,
-            client,
-            state: watch::Sender::new(State::Down(None)),
-            broken: Notify::new(),
-            bells: Mutex::default(),
-        });
+        let link = Self::down(config, opener);
         let mut wait = Wait::new();
         loop {
             let error = match timeout_at(until, link.establish(1)).await {
@@ -110,11 +167,28 @@ impl Link {
         }
     }
 
+    fn down(config: RedisConfig, opener: Arc<Opener>) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            opener,
+            state: watch::Sender::new(State::Down(None)),
+            broken: Notify::new(),
+            bells: Mutex::default(),
+        })
+    }
+
+    /// A further link to the same server. It is opened as soon as its keeper runs.
+    pub(crate) fn another(&self) -> Arc<Self> {
+        let link = Self::down(self.config.clone(), self.opener.clone());
+        link.broken.notify_one();
+        link
+    }
+
     /// Heals the connection until `closing`; the last thing it does is to close the link.
     pub(crate) async fn keep(self: Arc<Self>, closing: CancellationToken) {
         closing
             .run_until_cancelled(async {
-                let mut epoch = 1;
+                let mut epoch = self.epoch();
                 loop {
                     self.broken.notified().await;
                     let mut wait = Wait::new();
@@ -124,8 +198,10 @@ impl Link {
                         self.state.send_replace(State::Down(Some(error)));
                         tokio::time::sleep(wait.next()).await;
                     }
-                    tracing::info!(address = self.config.address(), "reconnected");
-                    self.ring_all();
+                    if epoch > 1 {
+                        tracing::info!(address = self.config.address(), "reconnected");
+                        self.ring_all();
+                    }
                 }
             })
             .await;
@@ -133,22 +209,18 @@ impl Link {
     }
 
     /// Opens a connection of its own to the same server. `response_timeout` does not apply to it.
-    pub(crate) async fn dial(&self) -> Result<MultiplexedConnection> {
+    pub(crate) async fn dial(&self) -> Result<Connected> {
         self.open(AsyncConnectionConfig::new()).await
     }
 
-    async fn open(&self, config: AsyncConnectionConfig) -> Result<MultiplexedConnection> {
+    async fn open(&self, config: AsyncConnectionConfig) -> Result<Connected> {
         let bound = self.config.connect_timeout;
         let config = config
             .set_connection_timeout(Some(bound))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(PIPELINE_BUFFER);
-        let opening = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
-        match timeout(bound, opening).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(map("connect", self.config.address(), error)),
+        match timeout(bound, self.opener.open(self.config.address(), config)).await {
+            Ok(opened) => opened,
             Err(_) => Err(Error::new(
                 ErrorKind::Unavailable,
                 "connect",
@@ -168,7 +240,10 @@ impl Link {
             }
             Ok::<(), redis::aio::SendError>(())
         });
-        let mut connection = self.open(config).await?;
+        let Connected {
+            mut connection,
+            driver,
+        } = self.open(config).await?;
         let channels: Vec<String> = lock(&self.bells).keys().cloned().collect();
         let load = scripts::load_all();
         let setup = async {
@@ -188,7 +263,11 @@ impl Link {
             Ok(Err(error)) => return Err(map("connect", self.config.address(), error)),
             Err(_) => return Err(self.timed_out("connect")),
         }
-        self.state.send_replace(State::Up(Up { connection, epoch }));
+        self.state.send_replace(State::Up(Up {
+            connection,
+            _driver: driver.map(Arc::new),
+            epoch,
+        }));
         Ok(())
     }
 

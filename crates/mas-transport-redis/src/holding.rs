@@ -102,7 +102,7 @@ impl Member {
                 self.operation(&mut call, "E", &lease);
                 call.arg(0);
             }
-            let link = &self.shared.link;
+            let link = &self.link;
             let answers = decode::list(link.run("fetch", &scripts::FENCE, call).await?);
             kept.extend(answers.iter().map(|a| decode::number(a) == Some(1)));
         }
@@ -150,7 +150,7 @@ impl Member {
                 self.operation(&mut call, "R", lease);
                 call.arg(*count);
             }
-            let link = &self.shared.link;
+            let link = &self.link;
             link.run("return", &scripts::FENCE, call).await?;
         }
         Ok(())

@@ -32,6 +32,7 @@ mod holding;
 mod inbox;
 mod info;
 mod keys;
+mod lanes;
 mod lease;
 mod member;
 mod native;
@@ -40,10 +41,12 @@ mod reader;
 mod scripts;
 mod settle;
 mod sweep;
+mod tls;
 mod transport;
 
-pub use config::RedisConfig;
+pub use config::{Overflow, RedisConfig};
 pub use native::RedisNative;
+pub use tls::Tls;
 pub use transport::RedisTransport;
 
 /// What errors and capabilities call this backend.

@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::BACKEND;
-use crate::connection::{Bell, lock};
+use crate::connection::{Bell, Link, lock};
 use crate::decode;
 use crate::inbox::Inbox;
 use crate::keys::{GroupKeys, MARKER};
+use crate::lanes::Seat;
 use crate::lease::{Leases, Owner};
 use crate::reader;
 use crate::scripts;
@@ -31,6 +32,8 @@ const GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) shared: Arc<Shared>,
+    /// The connection of this member's commands.
+    pub(crate) link: Arc<Link>,
     pub(crate) topic: Topic,
     pub(crate) group: Group,
     pub(crate) keys: GroupKeys,
@@ -75,7 +78,9 @@ impl Member {
     ) -> Result<Arc<Self>> {
         let (topic, group) = (subscription.get_topic()?, subscription.get_group()?);
         let name = subscription.get_member().unwrap_or("member");
+        let seat = shared.lanes.seat(&shared.link, &shared.tasks);
         let member = Arc::new(Self {
+            link: seat.link(),
             keys: GroupKeys::new(&shared.link.config.namespace, &topic, &group),
             lease: subscription.get_lease(),
             name: format!("{name}:{}", uuid::Uuid::now_v7().simple()),
@@ -104,12 +109,9 @@ impl Member {
             _ => "0",
         };
         // Before the group is joined, so that no wake-up after that is missed.
-        member
-            .shared
-            .link
-            .listen(&member.keys.channel, &member.bell)
-            .await?;
-        let link = &member.shared.link;
+        let bells = &member.shared.link;
+        bells.listen(&member.keys.channel, &member.bell).await?;
+        let link = &member.link;
         let joined = async {
             member.join(start).await?;
             let check = link.run("subscribe", &scripts::CHECK, member.check());
@@ -117,14 +119,14 @@ impl Member {
             Ok(())
         };
         if let Err(error) = joined.await {
-            link.unlisten(&member.keys.channel, &member.bell).await;
+            bells.unlisten(&member.keys.channel, &member.bell).await;
             return Err(error);
         }
         let reading = TaskTracker::new();
         member.spawn(reading.track_future(reader::run(member.clone())));
         member.spawn(reading.track_future(sweep::run(member.clone())));
         reading.close();
-        member.spawn(member.clone().finish(reading));
+        member.spawn(member.clone().finish(reading, seat));
         Ok(member)
     }
 
@@ -192,11 +194,7 @@ impl Member {
             .arg(fresh)
             .arg(known)
             .arg(MARKER);
-        let answer = self
-            .shared
-            .link
-            .run("subscribe", &scripts::JOIN, call)
-            .await;
+        let answer = self.link.run("subscribe", &scripts::JOIN, call).await;
         let answer = answer.map_err(|e| e.with("topic", &self.topic).with("group", &self.group))?;
         let parts = decode::list(answer);
         let [status, detail] = [0, 1].map(|i| {
@@ -265,6 +263,11 @@ impl Member {
         (self.lease / 8).min(Duration::from_secs(1))
     }
 
+    /// How long one read may wait at the server.
+    pub(crate) fn block(&self) -> Duration {
+        self.patience().min(self.shared.link.config.block_timeout)
+    }
+
     /// The call that looks for entries which were removed before the group was given them.
     pub(crate) fn check(&self) -> redis::Cmd {
         let mut call = scripts::CHECK.call(&[&self.keys.stream]);
@@ -305,7 +308,7 @@ impl Member {
         let keys = &self.keys;
         let mut call = scripts::TRIM.call(&[&keys.stream, &keys.groups]);
         call.arg(MARKER).arg(keys.hashes.as_str());
-        let link = &self.shared.link;
+        let link = &self.link;
         if let Err(error) = link.run("trim", &scripts::TRIM, call).await {
             self.settled.store(true, Ordering::Relaxed);
             tracing::debug!(%error, topic = %self.topic, "could not trim");
@@ -332,8 +335,9 @@ impl Member {
         self.closed.cancel();
     }
 
-    /// What remains to be done when reading has ended.
-    async fn finish(self: Arc<Self>, reading: TaskTracker) {
+    /// What remains to be done when reading has ended. The member's place on its connection is given
+    /// back at the end.
+    async fn finish(self: Arc<Self>, reading: TaskTracker, _seat: Seat) {
         self.closing.cancelled().await;
         let buffered = std::mem::take(&mut *lock(&self.unfetched));
         self.give_back(buffered).await;
@@ -389,14 +393,14 @@ impl Member {
 
     /// Removes this member's consumers, unless they still hold something.
     async fn leave(&self) {
-        let link = &self.shared.link;
-        link.unlisten(&self.keys.channel, &self.bell).await;
+        let bells = &self.shared.link;
+        bells.unlisten(&self.keys.channel, &self.bell).await;
         let mut call = scripts::LEAVE.call(&[&self.keys.stream]);
         call.arg(self.group.as_str());
         for owner in lock(&self.used).iter() {
             call.arg(self.consumer(*owner));
         }
-        if let Err(error) = link.run("close", &scripts::LEAVE, call).await {
+        if let Err(error) = self.link.run("close", &scripts::LEAVE, call).await {
             tracing::debug!(%error, "the consumers are left to be reaped");
         }
     }

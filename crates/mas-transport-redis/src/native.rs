@@ -30,7 +30,7 @@ impl RedisNative {
     /// # Errors
     /// As [`RedisTransport::connect`](crate::RedisTransport::connect), after one attempt.
     pub async fn connect(&self) -> Result<MultiplexedConnection> {
-        self.0.link.dial().await
+        Ok(self.0.link.dial().await?.detach())
     }
 
     /// The key of the stream of a topic. Other programs may write to it, and read it without a

@@ -11,10 +11,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
+use crate::BACKEND;
 use crate::decode;
 use crate::keys;
 use crate::transport::Shared;
-use crate::{BACKEND, connection::Up};
 
 /// Room in a command for what most messages have: five fields, often a content type and a key.
 const FIELDS: usize = 7;
@@ -182,13 +182,10 @@ impl Batch {
     async fn transmit(&self, sent: &mut bool) -> Result<Vec<Value>> {
         let link = &self.shared.link;
         let line = self.shared.line.lock().await;
-        let Up {
-            mut connection,
-            epoch,
-        } = link.ready("publish", self.deadline).await?;
+        let mut up = link.ready("publish", self.deadline).await?;
         let count = self.commands.len();
         // Unconstrained, because a poll that was only told to yield would leave the line unsent.
-        let sending = unconstrained(connection.send_packed_commands(&self.commands, 0, count));
+        let sending = unconstrained(up.connection.send_packed_commands(&self.commands, 0, count));
         tokio::pin!(sending);
         let first = std::future::poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
         *sent = true;
@@ -197,7 +194,7 @@ impl Batch {
             Poll::Ready(answers) => answers,
             Poll::Pending => sending.await,
         };
-        answers.map_err(|error| link.failed("publish", epoch, error))
+        answers.map_err(|error| link.failed("publish", up.epoch, error))
     }
 }
 

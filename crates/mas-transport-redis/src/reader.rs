@@ -11,7 +11,7 @@ use redis::{Cmd, Pipeline, RedisError, Value};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::connection::Wait;
+use crate::connection::{Connected, Wait};
 use crate::decode::{self, Taken};
 use crate::error::{is_group_gone, map};
 use crate::inbox::Waiter;
@@ -41,7 +41,11 @@ pub(crate) async fn run(member: Arc<Member>) {
         let end = match dialled {
             None => return,
             Some(Err(error)) => End::Broken(error),
-            Some(Ok(connection)) => {
+            Some(Ok(Connected {
+                connection,
+                // Dropped after the connection was read for the last time.
+                driver: _driver,
+            })) => {
                 number += 1;
                 let owner = Owner::Reader(number);
                 member.uses(owner);
@@ -77,7 +81,7 @@ async fn read(
     outage: &mut bool,
     wait: &mut Wait,
 ) -> End {
-    let link = &member.shared.link;
+    let link = &member.link;
     let address = link.config.address();
     let bound = link.config.response_timeout;
     let mut ask = Cmd::new();
@@ -110,7 +114,7 @@ async fn read(
         }
         commands.add_command(command(member, &consumer, count));
         let reading = connection.send_packed_commands(&commands, 0, commands.len());
-        let reading = timeout(member.patience() + bound, reading);
+        let reading = timeout(member.block() + bound, reading);
         tokio::pin!(reading);
         let answer = tokio::select! {
             answer = &mut reading => answer,
@@ -174,7 +178,7 @@ async fn read(
 }
 
 fn command(member: &Member, consumer: &str, count: usize) -> Cmd {
-    let block = u64::try_from(member.patience().as_millis()).unwrap_or(u64::MAX);
+    let block = u64::try_from(member.block().as_millis()).unwrap_or(u64::MAX);
     let mut command = Cmd::new();
     command
         .arg("XREADGROUP")

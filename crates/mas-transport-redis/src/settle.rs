@@ -173,7 +173,7 @@ async fn ack(member: &Member, items: Vec<Item>) -> Vec<Answer> {
     record.arg(group).arg(highest.to_string());
     let mut commands = Pipeline::with_capacity(2);
     commands.add_command(command).add_command(record);
-    let link = &member.shared.link;
+    let link = &member.link;
     let outcome = persist(until, || async {
         let answers = link.send("ack", &commands).await?;
         // Whether the record was written only matters when the group is lost.
@@ -206,7 +206,7 @@ async fn renew(member: &Member, items: Vec<(Item, bool)>) -> Vec<Answer> {
         member.operation(&mut call, if *begin { "B" } else { "E" }, lease);
         call.arg(0);
     }
-    let link = &member.shared.link;
+    let link = &member.link;
     let outcome = persist(until, || async {
         let asked = Instant::now();
         let answer = link.run("renew", &scripts::FENCE, call.clone()).await?;
@@ -263,7 +263,7 @@ async fn move_back(member: &Member, items: Vec<(Item, Option<u64>)>) -> Vec<Answ
             }
         }
     }
-    let link = &member.shared.link;
+    let link = &member.link;
     let outcome = link.run("nack", &scripts::FENCE, call).await;
     let outcome = outcome.map(decode::list);
     let mut leases = lock(&member.leases);
@@ -338,7 +338,7 @@ async fn bury(member: &Member, lease: &Lease, record: Record, malformed: bool) -
             .arg(member.keys.stream.as_str())
             .arg(&id)
             .arg(&id);
-        let link = &member.shared.link;
+        let link = &member.link;
         let entries = decode::entries(link.command("quarantine", ask).await?);
         let found = entries.unwrap_or_default().into_iter().next();
         let Some(original) = found.and_then(|entry| entry.fields) else {
@@ -379,7 +379,7 @@ fn burial(member: &Member, lease: &Lease, target: &Topic) -> Cmd {
 }
 
 async fn buried(member: &Member, call: Cmd) -> Result<i64> {
-    let link = &member.shared.link;
+    let link = &member.link;
     let answer = link.run("dead-letter", &scripts::BURY, call).await?;
     Ok(decode::number(&answer).unwrap_or(-1))
 }

@@ -133,7 +133,7 @@ async fn keep_house(member: &Member, now: Instant) -> Result<()> {
     lock(&member.leases).expire(now);
     let stale = member.inbox.take_stale(now, member.lease / 4);
     member.give_back(stale).await;
-    let link = &member.shared.link;
+    let link = &member.link;
     let check = link.run("fetch", &scripts::CHECK, member.check());
     member.checked(&check.await?);
     member.trim().await;
@@ -171,7 +171,7 @@ async fn sweep(
         .arg(u64::try_from(reap.as_millis()).unwrap_or(u64::MAX));
     let seen = member.joined();
     let asked = Instant::now();
-    let link = &member.shared.link;
+    let link = &member.link;
     let answer = link.run("fetch", &scripts::SWEEP, call).await?;
     if says_lost(&answer) {
         member.rejoin(seen).await?;
@@ -225,7 +225,7 @@ pub(crate) async fn recover(member: &Member, owner: Owner) -> Result<(), Error> 
             .arg("+")
             .arg(PAGE)
             .arg(&consumer);
-        let page = decode::list(member.shared.link.command("fetch", ask).await?);
+        let page = decode::list(member.link.command("fetch", ask).await?);
         // Asked for after the server has answered: nothing is added under this name any more.
         let known = lock(&member.leases).known(owner);
         let mut lost = Vec::new();

@@ -23,6 +23,7 @@ use crate::config::RedisConfig;
 use crate::connection::{Link, lock};
 use crate::info;
 use crate::keys;
+use crate::lanes::Lanes;
 use crate::member::Member;
 use crate::native::RedisNative;
 use crate::publish;
@@ -36,6 +37,8 @@ const REGISTER_AGAIN: Duration = Duration::from_secs(60);
 pub(crate) struct Shared {
     pub(crate) link: Arc<Link>,
     pub(crate) info: Arc<TransportInfo>,
+    /// The connections of consumers, beside the first.
+    pub(crate) lanes: Arc<Lanes>,
     /// Every task of this transport.
     pub(crate) tasks: TaskTracker,
     /// The line in which publishes stand.
@@ -157,8 +160,9 @@ impl Drop for Claimed<'_> {
 
 /// A connection to one Redis (6.2 or later) or Valkey server.
 ///
-/// It uses one connection for all commands and one for each subscription's blocking reads, and
-/// opens new ones when they break.
+/// It uses one connection for all that is published, up to
+/// [`RedisConfig::connections`] less one for what subscriptions do, and one for the blocking reads of
+/// each subscription, and opens new ones when they break.
 #[derive(Debug)]
 pub struct RedisTransport {
     shared: Arc<Shared>,
@@ -190,6 +194,7 @@ impl RedisTransport {
             members: Mutex::default(),
             closed: CancellationToken::new(),
             _keeper: keeper.clone().drop_guard(),
+            lanes: Lanes::new(keeper.child_token()),
             keeper,
             tasks,
             info,
