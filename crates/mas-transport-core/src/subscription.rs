@@ -86,7 +86,7 @@ pub struct Subscription {
     group: String,
     member: Option<String>,
     lease: Duration,
-    max_attempts: u32,
+    max_attempts: Option<u32>,
     start: StartFrom,
     order: Order,
     filter: Option<Filter>,
@@ -105,7 +105,7 @@ impl Subscription {
             group: String::new(),
             member: None,
             lease: Duration::from_secs(30),
-            max_attempts: 3,
+            max_attempts: None,
             start: StartFrom::default(),
             order: Order::default(),
             filter: None,
@@ -141,7 +141,23 @@ impl Subscription {
     /// How often a message is attempted before it is dead-lettered, the first included; at least 1.
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.max_attempts = attempts;
+        self.max_attempts = Some(attempts);
+        self
+    }
+
+    /// The group, unless one was named: a service's default.
+    #[must_use]
+    pub fn or_group(mut self, group: &str) -> Self {
+        if self.group.is_empty() {
+            self.group = group.to_owned();
+        }
+        self
+    }
+
+    /// The attempts, unless they were said: a service's default.
+    #[must_use]
+    pub fn or_max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts.get_or_insert(attempts);
         self
     }
 
@@ -231,9 +247,9 @@ impl Subscription {
         self.lease
     }
 
-    /// The attempts.
+    /// The attempts; 3 when nobody said.
     pub fn get_max_attempts(&self) -> u32 {
-        self.max_attempts
+        self.max_attempts.unwrap_or(3)
     }
 
     /// Where a new group begins.
@@ -284,7 +300,7 @@ impl Subscription {
         if !(Duration::from_millis(100)..=Duration::from_secs(24 * 3600)).contains(&self.lease) {
             return wrong("the lease is 100 ms to 24 h");
         }
-        if self.max_attempts == 0 {
+        if self.max_attempts == Some(0) {
             return wrong("max_attempts is at least 1");
         }
         if !(1..=65_536).contains(&self.prefetch) {
@@ -309,6 +325,18 @@ mod tests {
         let backoff = Backoff::default();
         let seconds = [1, 2, 3, 8, 9, 10, 40].map(|n| backoff.after(n).as_secs());
         assert_eq!(seconds, [1, 2, 4, 128, 256, 300, 300]);
+    }
+
+    #[test]
+    fn defaults_fill_only_what_was_not_said() {
+        let filled = |s: Subscription| s.or_group("service").or_max_attempts(9);
+        let bare = filled(Subscription::new("a"));
+        assert_eq!(bare.get_group().unwrap().as_str(), "service");
+        assert_eq!(bare.get_max_attempts(), 9);
+        let said = filled(Subscription::new("a").group("own").max_attempts(3));
+        assert_eq!(said.get_group().unwrap().as_str(), "own");
+        assert_eq!(said.get_max_attempts(), 3);
+        assert_eq!(Subscription::new("a").get_max_attempts(), 3);
     }
 
     #[test]

@@ -179,8 +179,26 @@ impl MemoryBroker {
     /// # Errors
     /// None so far.
     pub async fn connect_in(&self, namespace: Namespace) -> Result<Arc<MemoryTransport>> {
+        let limit = self.0.config.max_message_bytes;
+        self.connect_limited(namespace, limit).await
+    }
+
+    /// A new connection that sees only the topics of a namespace and takes messages of up to so
+    /// many bytes, in place of what the broker is set to.
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn connect_limited(
+        &self,
+        namespace: Namespace,
+        max_message_bytes: usize,
+    ) -> Result<Arc<MemoryTransport>> {
+        let mut info = Arc::clone(&self.0.info);
+        if info.capabilities.max_message_bytes != max_message_bytes {
+            Arc::make_mut(&mut info).capabilities.max_message_bytes = max_message_bytes;
+        }
         let space = self.0.space(&namespace);
-        Ok(MemoryTransport::new(Arc::clone(&self.0), space))
+        Ok(MemoryTransport::new(Arc::clone(&self.0), space, info))
     }
 
     /// Appends an entry as another program would write it: any names, any values, no checks but

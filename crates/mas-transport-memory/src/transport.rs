@@ -26,6 +26,8 @@ use crate::{BACKEND, wire};
 pub struct MemoryTransport {
     pub(crate) connection: Arc<Connection>,
     broker: MemoryBroker,
+    /// What the broker says of itself, with the limit of this connection.
+    info: Arc<TransportInfo>,
 }
 
 /// A message that passed the checks, and how it is kept.
@@ -36,8 +38,13 @@ struct Entry {
 }
 
 impl MemoryTransport {
-    pub(crate) fn new(broker: Arc<Broker>, space: Arc<Space>) -> Arc<Self> {
+    pub(crate) fn new(
+        broker: Arc<Broker>,
+        space: Arc<Space>,
+        info: Arc<TransportInfo>,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            info,
             broker: MemoryBroker(Arc::clone(&broker)),
             connection: Arc::new(Connection::new(broker, space)),
         })
@@ -62,7 +69,7 @@ impl MemoryTransport {
         let broker = &self.connection.broker;
         let mut checked: Vec<Result<Entry>> = Vec::with_capacity(batch.len());
         checked.extend(batch.into_iter().map(|message| {
-            broker.info.check_message(&message)?;
+            self.info.check_message(&message)?;
             Ok(Entry {
                 wire: broker.config.wire.then(|| wire::encode(&message)),
                 bytes: u32::try_from(message.size()).unwrap_or(u32::MAX),
@@ -170,7 +177,7 @@ impl Line {
 #[async_trait]
 impl Transport for MemoryTransport {
     fn info(&self) -> Arc<TransportInfo> {
-        Arc::clone(&self.connection.broker.info)
+        Arc::clone(&self.info)
     }
 
     async fn publish(&self, batch: Vec<Message>, deadline: Instant) -> Confirm {
@@ -201,7 +208,7 @@ impl Transport for MemoryTransport {
     async fn subscribe(&self, subscription: &Subscription) -> Result<Source> {
         let connection = &self.connection;
         connection.check("subscribe")?;
-        connection.broker.info.check_subscription(subscription)?;
+        self.info.check_subscription(subscription)?;
         let (topic, name) = (subscription.get_topic()?, subscription.get_group()?);
         let fault = connection.fault(FaultOperation::Subscribe, &topic);
         match fault {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mas_transport_core::{
-    Admin, Consumer, Message, Pending, PublishOptions, Publisher, Receipt, Result, Subscription,
-    Transport, TransportInfo,
+    Admin, Consumer, Error, Group, Health, Lag, Message, Pending, PublishOptions, Publisher,
+    Receipt, Result, Subscription, Topic, Transport, TransportInfo,
 };
 use tokio::time::Instant;
 
-use crate::factory::connect_from_env;
+use crate::config::Config;
+use crate::connect;
 
 /// A connection to a broker: publishes messages and starts consumers, the same on every backend.
 ///
@@ -33,6 +34,10 @@ pub struct BusOptions {
     pub source: Option<String>,
     /// The bounds of the publish queue.
     pub publish: PublishOptions,
+    /// The group of subscriptions that name none. By default there is none, and they are refused.
+    pub group: Option<String>,
+    /// The attempts of subscriptions that do not say it, the first included. By default 3.
+    pub max_attempts: Option<u32>,
 }
 
 impl BusOptions {
@@ -54,6 +59,36 @@ impl BusOptions {
         self.publish = publish;
         self
     }
+
+    /// Sets the group of subscriptions that name none.
+    #[must_use]
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Sets the attempts of subscriptions that do not say it.
+    #[must_use]
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = Some(attempts);
+        self
+    }
+}
+
+/// The guard of [`Bus::purge`]: repeats the name of the topic that loses everything, so that a
+/// purge is never a slip.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purge {
+    topic: String,
+}
+
+impl Purge {
+    /// Every message of this topic, for every group, for good.
+    pub fn everything_in(topic: impl Into<String>) -> Self {
+        Self {
+            topic: topic.into(),
+        }
+    }
 }
 
 impl Bus {
@@ -71,15 +106,45 @@ impl Bus {
         }
     }
 
-    /// A bus over the backend that the environment names: see [`connect_from_env`].
+    /// Connects to the backend that a configuration names, once all of it is right.
+    ///
+    /// What is allowed but should be known (a setting that loses messages or has no effect) is
+    /// logged as a warning. While the broker cannot be reached, this fails after the backend's
+    /// connect timeout, or goes on trying, as `TRANSPORT_STARTUP` says.
     ///
     /// # Errors
-    /// As [`connect_from_env`].
+    /// `InvalidArgument` with every problem of the configuration; `Unsupported` when this build
+    /// lacks the backend, or the backend lacks something that is required; `Unavailable`,
+    /// `Timeout`, `Unauthorized` from the broker. No secret is in any of them.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    pub async fn connect(config: Config) -> Result<Self> {
+        connect::connect(config).await
+    }
+
+    /// Connects as the environment says, and the file that `MAS_CONFIG` names:
+    /// [`connect`](Self::connect) with [`Config::from_env`].
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
     ///
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.
     pub async fn from_env() -> Result<Self> {
-        Ok(Self::new(connect_from_env().await?))
+        Self::connect(Config::from_env()).await
+    }
+
+    /// Connects to what the URL alone says, `redis://user:password@host:6379/0?pool_size=4`. The
+    /// environment is not read; `Config::from_env().url(…)` reads both.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    pub async fn from_url(url: &str) -> Result<Self> {
+        Self::connect(Config::new().url(url)).await
     }
 
     /// The same bus through a layer: what is published and subscribed here passes `layer` on its
@@ -130,7 +195,8 @@ impl Bus {
     }
 
     /// Joins a group as a new member and starts to fetch for it. A topic and a group that do not
-    /// exist are made; nothing published after this returned is missed by the group.
+    /// exist are made; nothing published after this returned is missed by the group. What the
+    /// subscription leaves open, its group and its attempts, is as the bus was told.
     ///
     /// # Errors
     /// `InvalidArgument`, `Unsupported`, `Conflict` when the group has another lease,
@@ -139,12 +205,78 @@ impl Bus {
     /// # Cancel safety
     /// Dropping the future leaves at most an empty group behind.
     pub async fn subscribe(&self, subscription: Subscription) -> Result<Consumer> {
+        let subscription = match &self.options.group {
+            Some(group) => subscription.or_group(group),
+            None => subscription,
+        };
+        let subscription = match self.options.max_attempts {
+            Some(attempts) => subscription.or_max_attempts(attempts),
+            None => subscription,
+        };
         Consumer::start(self.transport.clone(), subscription).await
     }
 
     /// The backend, its server, and what they can do.
     pub fn info(&self) -> Arc<TransportInfo> {
         self.transport.info()
+    }
+
+    /// Asks the broker how it is: connected, how fast it answers, its version, and what of its own
+    /// settings may lose messages.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout` when it does not answer, `Closed`.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed, so dropping the future is safe.
+    pub async fn health(&self) -> Result<Health> {
+        self.admin().health().await
+    }
+
+    /// How far a group is behind on a topic, at the declared exactness. Internal topics (dead
+    /// letters, quarantine) go by their full name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name that breaks the rules, `NotFound` when topic or group does not
+    /// exist, `Unavailable`, `Closed`.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed, so dropping the future is safe.
+    pub async fn lag(&self, topic: &str, group: &str) -> Result<Lag> {
+        let (topic, group) = (Topic::stored(topic)?, Group::new(group)?);
+        self.admin().lag(&topic, &group).await
+    }
+
+    /// Removes every message of a topic for every group, settled or not, and says how many there
+    /// were. There is no way back, so the guard repeats the name of the topic:
+    ///
+    /// ```
+    /// # use mas_transport::{Bus, Config, Message, Purge};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mas_transport::Result<()> {
+    /// # let bus = Bus::connect(Config::new()).await?;
+    /// bus.publish(Message::new("trial-run", "1")?).await?;
+    /// assert!(bus.purge("trial-run", Purge::everything_in("orders")).await.is_err());
+    /// assert_eq!(bus.purge("trial-run", Purge::everything_in("trial-run")).await?, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the guard names another topic, `NotFound` when the topic does not
+    /// exist, `Unavailable`, `Closed`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the topic purged or not, never half.
+    pub async fn purge(&self, topic: &str, guard: Purge) -> Result<u64> {
+        if guard.topic != topic {
+            let why =
+                "the guard names another topic than the one to be purged; nothing was removed";
+            return Err(Error::invalid("purge", why)
+                .with("topic", topic.escape_debug())
+                .with("guard", guard.topic.escape_debug()));
+        }
+        self.admin().purge(&Topic::stored(topic)?).await
     }
 
     /// Topics, groups, lag.

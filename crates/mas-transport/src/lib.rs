@@ -33,13 +33,21 @@
     clippy::indexing_slicing
 )]
 
+mod backends;
 mod bus;
-mod factory;
+mod config;
+mod connect;
+mod registry;
+mod requirements;
+mod secret;
 
-pub use bus::{Bus, BusOptions};
-pub use factory::connect_from_env;
+pub use bus::{Bus, BusOptions, Purge};
+pub use config::{Caution, Config, Kind, Origin, Problem, Setting, Settings, Variable};
 pub use mas_transport_core::*;
 #[cfg(feature = "memory")]
 pub use mas_transport_memory as memory;
 #[cfg(feature = "redis")]
 pub use mas_transport_redis as redis;
+pub use registry::{Backend, Registry};
+pub use requirements::{Missing, Requirements};
+pub use secret::Secret;
