@@ -4,15 +4,17 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use tokio::sync::{Notify, Semaphore, watch};
+use futures::stream::FuturesUnordered;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -73,6 +75,34 @@ impl<R> Cell<R> {
             wakers.into_iter().flatten().for_each(Waker::wake);
         }
     }
+
+    /// What `read` makes of the results, once they are there. Who waits is named by an index.
+    fn poll<T>(
+        &self,
+        index: usize,
+        cx: &Context<'_>,
+        read: impl FnOnce(&[R]) -> Option<T>,
+    ) -> Poll<T> {
+        match &mut *lock(&self.0) {
+            CellState::Done(results) => match read(results) {
+                Some(read) => Poll::Ready(read),
+                // The driver completes every cell with a result for each of its entries.
+                None => Poll::Pending,
+            },
+            CellState::Waiting(wakers) => {
+                if wakers.len() <= index {
+                    wakers.resize(index + 1, None);
+                }
+                if let Some(slot) = wakers.get_mut(index) {
+                    match slot {
+                        Some(waker) => waker.clone_from(cx.waker()),
+                        None => *slot = Some(cx.waker().clone()),
+                    }
+                }
+                Poll::Pending
+            }
+        }
+    }
 }
 
 /// The handle of one entry: resolves to its result. Dropping it withdraws nothing.
@@ -100,25 +130,23 @@ impl<R: Clone> Future for Ticket<R> {
     type Output = R;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
-        match &mut *lock(&self.cell.0) {
-            CellState::Done(results) => match results.get(self.index) {
-                Some(result) => Poll::Ready(result.clone()),
-                // The driver completes every cell with a result for each of its entries.
-                None => Poll::Pending,
-            },
-            CellState::Waiting(wakers) => {
-                if wakers.len() <= self.index {
-                    wakers.resize(self.index + 1, None);
-                }
-                if let Some(slot) = wakers.get_mut(self.index) {
-                    match slot {
-                        Some(waker) => waker.clone_from(cx.waker()),
-                        None => *slot = Some(cx.waker().clone()),
-                    }
-                }
-                Poll::Pending
-            }
-        }
+        let one = |results: &[R]| results.get(self.index).cloned();
+        self.cell.poll(self.index, cx, one)
+    }
+}
+
+/// The handle of neighbours in one batch: resolves to their results, in order.
+pub(crate) struct Part<R> {
+    cell: Arc<Cell<R>>,
+    entries: Range<usize>,
+}
+
+impl<R: Clone> Future for Part<R> {
+    type Output = Vec<R>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Vec<R>> {
+        let all = |results: &[R]| results.get(self.entries.clone()).map(<[R]>::to_vec);
+        self.cell.poll(self.entries.start, cx, all)
     }
 }
 
@@ -139,9 +167,6 @@ struct Shared<I, R> {
     bounds: Bounds,
     /// Wakes the driver: an entry came, or the line was closed.
     wake: Notify,
-    /// One permit a batch that may be in flight.
-    slots: Arc<Semaphore>,
-    in_flight: AtomicUsize,
 }
 
 /// A line. Entries go out in the order in which they were pushed.
@@ -180,8 +205,6 @@ where
             }),
             bounds,
             wake: Notify::new(),
-            slots: Arc::new(Semaphore::new(bounds.in_flight.max(1))),
-            in_flight: AtomicUsize::new(0),
         });
         let (told, ended) = watch::channel(false);
         let driver = Driver {
@@ -215,18 +238,25 @@ where
         &self,
         entries: Vec<(I, usize)>,
         since: Instant,
-    ) -> Result<Vec<Ticket<R>>, Vec<I>> {
+    ) -> Result<Vec<Part<R>>, Vec<I>> {
         let mut queue = lock(&self.shared.queue);
         if queue.closed {
             return Err(entries.into_iter().map(|(entry, _)| entry).collect());
         }
-        let tickets = entries
-            .into_iter()
-            .map(|(entry, bytes)| self.place(&mut queue, entry, bytes, since))
-            .collect();
+        let mut parts: Vec<Part<R>> = Vec::with_capacity(1);
+        for (entry, bytes) in entries {
+            let Ticket { cell, index } = self.place(&mut queue, entry, bytes, since);
+            match parts.last_mut() {
+                Some(part) if Arc::ptr_eq(&part.cell, &cell) => part.entries.end = index + 1,
+                _ => parts.push(Part {
+                    cell,
+                    entries: index..index + 1,
+                }),
+            }
+        }
         drop(queue);
         self.shared.wake.notify_one();
-        Ok(tickets)
+        Ok(parts)
     }
 
     fn place(&self, queue: &mut Queue<I, R>, entry: I, bytes: usize, since: Instant) -> Ticket<R> {
@@ -270,8 +300,8 @@ where
         self.shared.wake.notify_one();
     }
 
-    /// Takes no more entries and waits until every one has its result, or the deadline. What was
-    /// not sent by then is given up. Says whether everything had its result. Cancel-safe.
+    /// Takes no more entries and waits until every one has its result, or the deadline. The driver
+    /// goes on after it. Says whether everything had its result. Cancel-safe.
     pub(crate) async fn close(&self, deadline: Instant) -> bool {
         self.shut();
         let mut ended = self.ended.clone();
@@ -293,29 +323,52 @@ enum Next {
     Closed,
 }
 
+/// The batches that were sent and have no results yet. They are polled by the driver itself: a task
+/// for each would cost a batch two more turns of the scheduler.
+type InFlight = FuturesUnordered<BoxFuture<'static, ()>>;
+
+/// Waits for something while the answers to what was sent come in.
+async fn meanwhile<T>(in_flight: &mut InFlight, other: impl Future<Output = T>) -> T {
+    tokio::pin!(other);
+    while !in_flight.is_empty() {
+        tokio::select! {
+            biased;
+            _ = in_flight.next() => {}
+            value = &mut other => return value,
+        }
+    }
+    other.await
+}
+
 impl<I, R> Driver<I, R>
 where
     I: Send + 'static,
     R: Clone + Send + 'static,
 {
     async fn run(&self) {
+        let most = self.shared.bounds.in_flight.max(1);
+        let mut in_flight = InFlight::new();
         loop {
             let by = match self.next() {
                 Next::Work(by) => by,
                 Next::Idle => {
-                    self.shared.wake.notified().await;
+                    meanwhile(&mut in_flight, self.shared.wake.notified()).await;
                     continue;
                 }
                 Next::Closed => break,
             };
-            let slot = timeout_at(by, self.shared.slots.clone().acquire_owned()).await;
-            let Ok(Ok(slot)) = slot else {
+            while in_flight.len() >= most {
+                if timeout_at(by, in_flight.next()).await.is_err() {
+                    break;
+                }
+            }
+            if in_flight.len() >= most {
                 self.give_up_late();
                 continue;
-            };
+            }
             // Let the tasks that are about to push do so: one turn costs a lone caller nothing
             // measurable and fills the first batch of many. What came as a batch does not wait.
-            if self.shared.in_flight.load(Ordering::Relaxed) == 0 && self.front() < GATHERED {
+            if in_flight.is_empty() && self.front() < GATHERED {
                 tokio::task::yield_now().await;
             }
             let Some(batch) = lock(&self.shared.queue).batches.pop_front() else {
@@ -323,13 +376,12 @@ where
             };
             if self.is_late(&batch) {
                 self.give_up(batch);
-            } else {
-                self.send(batch, slot).await;
+            } else if let Some(sent) = meanwhile(&mut in_flight, self.send(batch)).await {
+                in_flight.push(sent);
             }
         }
         // Everything has been sent; wait for the answers.
-        let all = u32::try_from(self.shared.bounds.in_flight.max(1)).unwrap_or(u32::MAX);
-        let _answered = self.shared.slots.acquire_many(all).await;
+        while in_flight.next().await.is_some() {}
     }
 
     /// How many entries the next batch has.
@@ -347,7 +399,8 @@ where
         }
     }
 
-    async fn send(&self, batch: Batch<I, R>, slot: tokio::sync::OwnedSemaphorePermit) {
+    /// Sends a batch. What remains is to wait for its results and to tell them.
+    async fn send(&self, batch: Batch<I, R>) -> Option<BoxFuture<'static, ()>> {
         let Batch {
             entries,
             bytes,
@@ -357,8 +410,6 @@ where
         let deadline = opened + self.shared.bounds.timeout;
         let count = entries.len();
         let sink = self.sink.clone();
-        let shared = self.shared.clone();
-        shared.in_flight.fetch_add(1, Ordering::Relaxed);
         let finish = move |results: Option<Vec<R>>| {
             let mut results = results.unwrap_or_default();
             // A backend that answers too little leaves the rest unknown.
@@ -367,15 +418,16 @@ where
                 results.push(sink.unanswered());
             }
             sink.done(count, bytes);
-            shared.in_flight.fetch_sub(1, Ordering::Relaxed);
             cell.complete(results);
-            drop(slot);
         };
         match timeout_at(deadline, self.sink.send(entries, deadline)).await {
-            Ok(confirm) => {
-                tokio::spawn(async move { finish(timeout_at(deadline, confirm).await.ok()) });
+            Ok(confirm) => Some(Box::pin(async move {
+                finish(timeout_at(deadline, confirm).await.ok());
+            })),
+            Err(_) => {
+                finish(None);
+                None
             }
-            Err(_) => finish(None),
         }
     }
 

@@ -169,8 +169,9 @@ impl Publisher {
     /// # Cancel safety
     /// Dropping the future leaves each message published or not; a prefix of them was accepted.
     pub async fn publish_batch(&self, messages: Vec<Message>) -> Vec<Result<Receipt>> {
-        let mut outcomes = Vec::with_capacity(messages.len());
-        let mut tickets = Vec::with_capacity(messages.len());
+        let mut outcomes = Vec::new();
+        let mut results = Vec::with_capacity(messages.len());
+        let mut parts = Vec::new();
         let mut messages = messages.into_iter().peekable();
         let mut failed: Option<Error> = None;
         let since = Instant::now();
@@ -184,7 +185,7 @@ impl Publisher {
             if failed.is_none() {
                 match self.make_room(count, bytes, since).await {
                     Ok(()) => match self.0.line.push_all(part, since) {
-                        Ok(more) => tickets.extend(more),
+                        Ok(more) => parts.extend(more),
                         Err(_) => failed = Some(self.closed()),
                     },
                     Err(error) => failed = Some(error),
@@ -195,9 +196,8 @@ impl Publisher {
                 outcomes.extend(std::iter::repeat_n(error.clone(), count).map(Err));
             }
         }
-        let mut results = Vec::with_capacity(tickets.len() + outcomes.len());
-        for ticket in tickets {
-            results.push(ticket.await);
+        for part in parts {
+            results.extend(part.await);
         }
         results.extend(outcomes);
         results
@@ -239,11 +239,13 @@ impl Publisher {
         let mut part = Vec::with_capacity(most.min(messages.len()));
         let mut total = 0;
         while part.len() < most {
-            let fits = |m: &Message| total + self.charge(m) <= options.queue_bytes;
-            let Some(message) = messages.next_if(fits) else {
+            let bytes = messages.peek().map_or(0, |next| self.charge(next));
+            if total + bytes > options.queue_bytes {
+                break;
+            }
+            let Some(message) = messages.next() else {
                 break;
             };
-            let bytes = self.charge(&message);
             total += bytes;
             part.push((message, bytes));
         }

@@ -1,15 +1,20 @@
 //! Publishing: a batch is one pipeline, and each of its commands has an outcome of its own.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
 use mas_transport_core::codec::fields;
 use mas_transport_core::{Confirm, Error, ErrorKind, Message, Receipt, Result, Topic};
 use redis::{Cmd, Pipeline, Value};
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::BACKEND;
 use crate::decode;
@@ -29,7 +34,44 @@ struct Batch {
     /// For each message, what is already known; `None` for those that are sent, in order.
     outcomes: Vec<Option<Result<Receipt>>>,
     deadline: Instant,
+    /// The commands have been handed to the connection: their place is fixed.
+    placed: Arc<AtomicBool>,
     _room: OwnedSemaphorePermit,
+}
+
+/// What came of a batch, as soon as the server has answered.
+type Outcomes = BoxFuture<'static, Vec<Result<Receipt>>>;
+
+/// A batch whose place is fixed. Whoever wants its outcomes polls it, which saves a task. When it is
+/// dropped, a task sees it through: the client does not send a command whose answer nobody awaits.
+struct Placed {
+    outcomes: Option<Outcomes>,
+    tasks: TaskTracker,
+    _token: TaskTrackerToken,
+}
+
+impl Future for Placed {
+    type Output = Vec<Result<Receipt>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(outcomes) = &mut self.outcomes else {
+            return Poll::Pending;
+        };
+        let ready = outcomes.as_mut().poll(cx);
+        if ready.is_ready() {
+            self.outcomes = None;
+        }
+        ready
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        // Without a runtime there is no connection either.
+        if let (Some(outcomes), Ok(runtime)) = (self.outcomes.take(), Handle::try_current()) {
+            self.tasks.spawn_on(outcomes, &runtime);
+        }
+    }
 }
 
 /// Sends a batch and returns when its place in line is fixed.
@@ -88,13 +130,22 @@ pub(crate) async fn publish(
         commands,
         outcomes,
         deadline,
+        placed: Arc::default(),
         _room: room,
     };
-    // Polled once, it stands in line; the rest is a task of its own, so that nobody has to poll it.
-    let mut sending: BoxFuture<'static, _> = Box::pin(unconstrained(batch.send()));
+    let placed = Arc::clone(&batch.placed);
+    // Polled once, it stands in line.
+    let mut sending: Outcomes = Box::pin(unconstrained(batch.send()));
     let first = std::future::poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
     match first {
         Poll::Ready(outcomes) => ready(outcomes),
+        Poll::Pending if placed.load(Ordering::Relaxed) => Box::pin(Placed {
+            outcomes: Some(sending),
+            tasks: shared.tasks.clone(),
+            _token: shared.tasks.token(),
+        }),
+        // It waits for its turn or for a connection: it has to move on though nobody polls it, or
+        // it would hold up those behind it.
         Poll::Pending => {
             let task = shared.tasks.spawn(sending);
             Box::pin(async move {
@@ -189,6 +240,7 @@ impl Batch {
         tokio::pin!(sending);
         let first = std::future::poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
         *sent = true;
+        self.placed.store(true, Ordering::Relaxed);
         drop(line);
         let answers = match first {
             Poll::Ready(answers) => answers,
