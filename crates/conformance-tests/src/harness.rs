@@ -34,6 +34,12 @@ pub trait Harness: Debug + Send + Sync + 'static {
         &[Variant::Bare]
     }
 
+    /// The clauses that its trials are for; `None` for all. For a profile of a backend of which the
+    /// other clauses are judged elsewhere.
+    fn clauses(&self) -> Option<&[&str]> {
+        None
+    }
+
     /// A broker for one trial. `Err` when there is none to be had: the backend is then skipped, or
     /// fails where `REQUIRE_<NAME>=1` is set.
     async fn broker(&self, setup: &Setup) -> std::result::Result<Arc<dyn Broker>, Failure>;

@@ -13,6 +13,10 @@ fn main() -> ExitCode {
         Arc::new(MemoryHarness::log()),
     ];
     #[cfg(feature = "redis")]
-    harnesses.push(Arc::new(conformance_tests::harnesses::RedisHarness::new()));
+    {
+        use conformance_tests::harnesses::RedisHarness;
+        harnesses.push(Arc::new(RedisHarness::new()));
+        harnesses.push(Arc::new(RedisHarness::capped()));
+    }
     conformance_tests::main(harnesses)
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use mas_transport_core::{Admin, Error, ErrorKind, Group, Health, Lag, Result, Topic, TopicSpec};
 use redis::{Cmd, Value};
-use tokio::time::Instant;
 
 use crate::BACKEND;
 use crate::decode;
+use crate::health;
 use crate::keys::{self, MARKER};
 use crate::scripts;
 use crate::transport::Shared;
@@ -123,11 +123,7 @@ impl Admin for RedisAdmin {
 
     async fn health(&self) -> Result<Health> {
         self.open("health")?;
-        let mut ask = Cmd::new();
-        ask.arg("PING");
-        let asked = Instant::now();
-        self.0.link.command("health", ask).await?;
-        Ok(Health::new(&self.0.info.server, asked.elapsed()))
+        health::ask(&self.0.link).await
     }
 
     async fn pause(&self, topic: &Topic, group: &Group, _paused: bool) -> Result<()> {

@@ -208,6 +208,17 @@ impl RedisConfig {
     /// The cap of every topic that is published to: how many entries it may keep, and what happens
     /// to a publish beyond it. None by default: a topic keeps what some group has not settled, and
     /// everything while it has no group.
+    ///
+    /// Counted are the entries from the oldest that some group has not settled on; with no group,
+    /// all. What every group has settled makes room at once. The server enforces it for each message
+    /// of a batch, atomically among all publishers, but only for those that ask for it: one without
+    /// a cap, or with another, appends by its own rule. Dead letters and quarantine have none. Each
+    /// message is then a call of a script, which costs the server about twice an uncapped one; and a
+    /// user of limited rights that only publishes also needs `+eval +evalsha +xlen +xtrim
+    /// +xpending +xinfo|groups +smembers +hget +hset`.
+    ///
+    /// With [`Overflow::Refuse`] the number is the capability
+    /// [`max_topic_messages`](mas_transport_core::Capabilities::max_topic_messages).
     #[must_use]
     pub fn stream_max_len(mut self, entries: u64, overflow: Overflow) -> Self {
         self.cap = Some((entries, overflow));
@@ -255,10 +266,6 @@ impl RedisConfig {
         }
         if self.cap.is_some_and(|(entries, _)| entries == 0) {
             return wrong("stream_max_len is at least 1");
-        }
-        if self.cap.is_some() {
-            let why = "stream_max_len is not supported yet";
-            return Err(Error::unsupported(BACKEND, "connect", why));
         }
         let Some((host, port)) = split(&self.address) else {
             return wrong("the address is not of the form host:port");

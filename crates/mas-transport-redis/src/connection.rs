@@ -23,6 +23,7 @@ use crate::BACKEND;
 use crate::config::RedisConfig;
 use crate::error::{is_answer, map};
 use crate::scripts::{self, Lua};
+use crate::tls::is_encrypted;
 
 /// The first wait between two attempts to connect.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
@@ -114,11 +115,24 @@ impl Opener {
         match self {
             Self::Plain(client) => {
                 let opening = client.get_multiplexed_async_connection_with_config(&config);
-                let connection = opening.await.map_err(|e| map("connect", address, e))?;
-                Ok(Connected {
-                    connection,
-                    driver: None,
-                })
+                match opening.await {
+                    Ok(connection) => Ok(Connected {
+                        connection,
+                        driver: None,
+                    }),
+                    // It took the connection and would not talk.
+                    Err(error)
+                        if !is_answer(&error)
+                            && !error.is_connection_refusal()
+                            && is_encrypted(address).await =>
+                    {
+                        let why =
+                            "the server speaks only TLS on this port: connect with TLS (rediss://)";
+                        let error = Error::unsupported(BACKEND, "connect", why);
+                        Err(error.with("address", address))
+                    }
+                    Err(error) => Err(map("connect", address, error)),
+                }
             }
             #[cfg(feature = "tls")]
             Self::Secure(secure) => secure.open(config).await,
@@ -312,8 +326,8 @@ impl Link {
     /// The connection, as soon as there is one.
     ///
     /// # Errors
-    /// `Closed`; `Timeout` with the reason why there is none at `until`; `Unauthorized` at once when
-    /// the server refuses the credentials. Nothing was sent.
+    /// `Closed`; `Timeout` with the reason why there is none at `until`; `Unauthorized` and
+    /// `Unsupported` at once when waiting cannot help. Nothing was sent.
     pub(crate) async fn ready(&self, operation: &'static str, until: Instant) -> Result<Up> {
         let mut state = self.state.subscribe();
         let found = timeout_at(until, async {
@@ -321,9 +335,7 @@ impl Link {
                 match &*state.borrow_and_update() {
                     State::Up(up) => return Ok(up.clone()),
                     State::Closed => return Err(Error::closed(operation).on(BACKEND)),
-                    State::Down(Some(error)) if error.kind() == ErrorKind::Unauthorized => {
-                        return Err(error.clone());
-                    }
+                    State::Down(Some(error)) if is_settled(error) => return Err(error.clone()),
                     State::Down(_) => {}
                 }
                 if state.changed().await.is_err() {
@@ -501,6 +513,14 @@ impl Link {
             }
         }
     }
+}
+
+/// Whether waiting does not change that there is no connection.
+fn is_settled(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Unauthorized | ErrorKind::Unsupported
+    )
 }
 
 /// Whether the server does not know the script: it has not run.

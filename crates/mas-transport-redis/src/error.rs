@@ -1,5 +1,7 @@
 //! What the server's and the client's errors mean in the contract's terms.
 
+use std::borrow::Cow;
+
 use mas_transport_core::{Error, ErrorKind};
 use redis::{RedisError, ServerErrorKind};
 
@@ -9,11 +11,40 @@ use crate::BACKEND;
 /// have taken effect is the caller's to add for errors of the connection; an error that the server
 /// answered means that nothing happened.
 pub(crate) fn map(operation: &'static str, address: &str, error: RedisError) -> Error {
-    let (kind, message) = classify(&error);
+    let (kind, message) = match denied(&error) {
+        Some(message) => (ErrorKind::Unauthorized, message),
+        None => {
+            let (kind, message) = classify(&error);
+            (kind, message.into())
+        }
+    };
     Error::new(kind, operation, message)
         .on(BACKEND)
         .with("address", address)
         .because(error)
+}
+
+const REFUSED: &str = "the server refuses this user and password: the user is unknown or disabled, or the password is wrong";
+
+/// What the user has to be allowed, where that is what is missing.
+fn denied(error: &RedisError) -> Option<Cow<'static, str>> {
+    let detail = error.detail().unwrap_or_default();
+    let in_script = detail.contains("executing the script can't");
+    if error.code() != Some("NOPERM") && !in_script {
+        return None;
+    }
+    Some(if detail.contains("channel") {
+        "the user may not use the channels of this library: grant it &mas:* (ACL SETUSER)".into()
+    } else if detail.contains("key") {
+        "the user may not use the keys of this library: grant it ~mas:* (ACL SETUSER)".into()
+    } else if let Some(command) = detail.split('\'').nth(1).filter(|_| !in_script) {
+        let name = command.to_uppercase().replace('|', " ");
+        format!("the user may not run {name}: grant it +{command} (ACL SETUSER)").into()
+    } else {
+        "the user may not run a command of a script: grant it those that the documentation of \
+         mas-transport-redis lists (ACL SETUSER)"
+            .into()
+    })
 }
 
 fn classify(error: &RedisError) -> (ErrorKind, &'static str) {
@@ -22,25 +53,29 @@ fn classify(error: &RedisError) -> (ErrorKind, &'static str) {
         "NOAUTH" => {
             return (
                 ErrorKind::Unauthorized,
-                "the server asks for a password: set one",
+                "the server asks for a user and a password: set them",
             );
         }
         "WRONGPASS" => {
-            return (
-                ErrorKind::Unauthorized,
-                "the server refuses this user and password",
-            );
-        }
-        "NOPERM" => {
-            return (
-                ErrorKind::Unauthorized,
-                "the user lacks a permission: it needs the stream, sorted set, hash, set, script and pub/sub commands on keys and channels mas:*",
-            );
+            return (ErrorKind::Unauthorized, REFUSED);
         }
         "OOM" => {
             return (
                 ErrorKind::Full,
                 "the server has reached its maxmemory: raise it, or let consumers catch up, then publish again",
+            );
+        }
+        "TOPICFULL" => {
+            return (
+                ErrorKind::Full,
+                "the topic has reached stream_max_len: let consumers settle, or raise it",
+            );
+        }
+        // The server forgot its scripts in the middle of a batch.
+        "NOSCRIPT" => {
+            return (
+                ErrorKind::Unavailable,
+                "the server has forgotten its scripts",
             );
         }
         "LOADING" => {
@@ -79,10 +114,7 @@ fn classify(error: &RedisError) -> (ErrorKind, &'static str) {
         _ => {}
     }
     match error.kind() {
-        redis::ErrorKind::AuthenticationFailed => (
-            ErrorKind::Unauthorized,
-            "the server refuses this user and password",
-        ),
+        redis::ErrorKind::AuthenticationFailed => (ErrorKind::Unauthorized, REFUSED),
         redis::ErrorKind::Io if error.is_timeout() => {
             (ErrorKind::Timeout, "the server did not answer in time")
         }
@@ -162,6 +194,11 @@ mod tests {
             ),
             (
                 "BUSY Redis is busy running a script",
+                ErrorKind::Unavailable,
+            ),
+            ("TOPICFULL it keeps 10 entries", ErrorKind::Full),
+            (
+                "NOSCRIPT No matching script. Please use EVAL.",
                 ErrorKind::Unavailable,
             ),
             ("ERR max number of clients reached", ErrorKind::Unavailable),

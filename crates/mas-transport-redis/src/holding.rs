@@ -14,6 +14,12 @@ use crate::scripts;
 /// Most entries in one call of a script.
 const PAGE: usize = 500;
 
+/// How many entries the fencing script found gone.
+fn missing(answers: &[redis::Value]) -> u64 {
+    let gone = answers.iter().filter(|a| decode::number(a) == Some(2));
+    gone.count() as u64
+}
+
 impl Member {
     /// Takes in entries that were asked for at `asked`. When the answer was long on its way, their
     /// leases are begun anew first: nobody is handed a nearly ended one.
@@ -105,6 +111,7 @@ impl Member {
             let link = &self.link;
             let answers = decode::list(link.run("fetch", &scripts::FENCE, call).await?);
             kept.extend(answers.iter().map(|a| decode::number(a) == Some(1)));
+            self.missed(missing(&answers));
         }
         let mut kept = kept.into_iter();
         entries.retain(|_| kept.next().unwrap_or(false));
@@ -151,7 +158,8 @@ impl Member {
                 call.arg(*count);
             }
             let link = &self.link;
-            link.run("return", &scripts::FENCE, call).await?;
+            let answers = decode::list(link.run("return", &scripts::FENCE, call).await?);
+            self.missed(missing(&answers));
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use mas_transport_core::{
 use redis::{InfoDict, Pipeline, Value};
 
 use crate::BACKEND;
+use crate::config::{Overflow, RedisConfig};
 use crate::connection::Link;
 
 /// The oldest server that has what is needed (`XPENDING … IDLE`).
@@ -32,23 +33,23 @@ pub(crate) async fn probe(link: &Link) -> Result<TransportInfo> {
     let persistence = dict(&next());
     // Many hosted servers forbid CONFIG: what cannot be seen is not counted on.
     let [append_only, fsync, limit, policy] = [(); 4].map(|()| setting(&next()));
-    let get = |name: &str| server.get::<String>(name);
-
-    let version = get("redis_version").unwrap_or_default();
-    let (major, minor) = parse_version(&version);
-    let name = match get("valkey_version") {
-        Some(version) => format!("valkey {version}"),
-        None => format!("redis {version}"),
-    };
+    let version = Version::of(&server);
+    let name = &version.name;
     let refuse = |why: &'static str| {
         Err(Error::unsupported(BACKEND, "connect", why)
-            .with("server", &name)
+            .with("server", name)
             .with("address", link.config.address()))
     };
-    if (major, minor) < OLDEST {
+    if version.compatible < OLDEST {
         return refuse("Redis 6.2 or later, or Valkey, is needed");
     }
-    if get("redis_mode").as_deref() == Some("cluster") {
+    if !version.counts_entries() && matches!(link.config.cap, Some((_, Overflow::Gap))) {
+        return refuse(
+            "this server cannot tell a group that entries were dropped: use Overflow::Refuse, or \
+             Redis 7.0 or later",
+        );
+    }
+    if server.get::<String>("redis_mode").as_deref() == Some("cluster") {
         return refuse("cluster mode is not supported yet: connect to a standalone server");
     }
     let evicts = policy.is_some_and(|p| p.starts_with("allkeys"));
@@ -64,10 +65,10 @@ pub(crate) async fn probe(link: &Link) -> Result<TransportInfo> {
     };
     let durability = durability(logs, fsync.as_deref());
     Ok(describe(
-        &name,
-        (major, minor) >= WITH_LAG,
+        name,
+        version.counts_entries(),
         durability,
-        link.config.max_message_bytes,
+        &link.config,
     ))
 }
 
@@ -83,7 +84,7 @@ fn durability(append_only: bool, fsync: Option<&str>) -> Durability {
     }
 }
 
-fn describe(name: &str, lag: bool, durability: Durability, max: usize) -> TransportInfo {
+fn describe(name: &str, lag: bool, durability: Durability, config: &RedisConfig) -> TransportInfo {
     let capabilities = Capabilities {
         ttl: false,
         delay: false,
@@ -110,8 +111,11 @@ fn describe(name: &str, lag: bool, durability: Durability, max: usize) -> Transp
         reclaim_slack: Duration::from_millis(1500),
         // The server counts whole milliseconds.
         clock_error: Duration::from_millis(2),
-        max_message_bytes: max,
-        max_topic_messages: None,
+        max_message_bytes: config.max_message_bytes,
+        max_topic_messages: match config.cap {
+            Some((most, Overflow::Refuse)) => Some(most),
+            _ => None,
+        },
     };
     let mut info = TransportInfo::new(BACKEND, name, capabilities);
     info.tuning = Tuning {
@@ -123,7 +127,37 @@ fn describe(name: &str, lag: bool, durability: Durability, max: usize) -> Transp
     info
 }
 
-fn dict(value: &Value) -> InfoDict {
+/// Which server it is.
+#[derive(Debug)]
+pub(crate) struct Version {
+    /// The server and its own version, such as `valkey 8.1.3`.
+    pub(crate) name: String,
+    /// The version of Redis that it is compatible with.
+    compatible: (u32, u32),
+}
+
+impl Version {
+    /// From the section `server` of `INFO`.
+    pub(crate) fn of(told: &InfoDict) -> Self {
+        let get = |name: &str| told.get::<String>(name);
+        let compatible = get("redis_version").unwrap_or_default();
+        Self {
+            name: match get("valkey_version") {
+                Some(version) => format!("valkey {version}"),
+                None => format!("redis {compatible}"),
+            },
+            compatible: parse_version(&compatible),
+        }
+    }
+
+    /// Whether it counts the entries of a stream, so that it can tell a group's lag, and which
+    /// entries were removed before the group had read them.
+    pub(crate) fn counts_entries(&self) -> bool {
+        self.compatible >= WITH_LAG
+    }
+}
+
+pub(crate) fn dict(value: &Value) -> InfoDict {
     match value {
         Value::BulkString(bytes) => InfoDict::new(&String::from_utf8_lossy(bytes)),
         Value::VerbatimString { text, .. } => InfoDict::new(text),
@@ -132,7 +166,7 @@ fn dict(value: &Value) -> InfoDict {
 }
 
 /// The value of a setting, if the server tells.
-fn setting(value: &Value) -> Option<String> {
+pub(crate) fn setting(value: &Value) -> Option<String> {
     let text = |value: &Value| match value {
         Value::BulkString(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
         _ => None,

@@ -12,8 +12,27 @@
 //! - **Memory**: a topic keeps what some group has not settled, and everything while it has no
 //!   group; only the server's `maxmemory` bounds it, with `maxmemory-policy noeviction`. Then
 //!   publishing and dead-lettering fail with `Full`, while consumers can still ack and nack.
+//!   [`RedisConfig::stream_max_len`] gives every topic a cap of its own.
 //! - **Redelivery**: nacked entries stand in a sorted set by due time and wake the group's members
 //!   by PUBLISH; the entries of dead members are found by their idle time at the server.
+//! - **Permissions**: with access control lists the least rule for a user is this, where `mas:*` may
+//!   be narrowed to `mas:{<namespace>:*`. The second line may be left out: then a consumer takes up
+//!   to a second longer to close, the durability is taken at its worst, and nacked messages wait for
+//!   the next look, which is at most a second away.
+//!
+//!   ```text
+//!   ACL SETUSER mas on >password ~mas:* &mas:*
+//!       +client|id +client|unblock +config|get +unsubscribe +publish
+//!       +info +ping +script|load +eval +evalsha +subscribe
+//!       +xadd +xack +xlen +xrange +xtrim +xpending +xclaim +xreadgroup
+//!       +xgroup|create +xgroup|setid +xgroup|delconsumer
+//!       +xinfo|stream +xinfo|groups +xinfo|consumers
+//!       +exists +del +time +hget +hmget +hset +sadd +smembers +sismember
+//!       +zadd +zrem +zcard +zrange +zrangebyscore
+//!   ```
+//!
+//!   A database other than 0 also needs `+select`. A user that only publishes needs `info`,
+//!   `script|load`, `xadd`, and `sadd` to have its topics listed.
 //! - **Loss**: a deleted stream and a flushed server are noticed by a marker group that lives in the
 //!   stream, a deleted group is made again where it had settled everything.
 #![deny(
@@ -24,10 +43,12 @@
 )]
 
 mod admin;
+mod cap;
 mod config;
 mod connection;
 mod decode;
 mod error;
+mod health;
 mod holding;
 mod inbox;
 mod info;

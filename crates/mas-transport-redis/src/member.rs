@@ -113,6 +113,7 @@ impl Member {
         bells.listen(&member.keys.channel, &member.bell).await?;
         let link = &member.link;
         let joined = async {
+            member.permitted().await?;
             member.join(start).await?;
             let check = link.run("subscribe", &scripts::CHECK, member.check());
             member.checked(&check.await?);
@@ -179,6 +180,37 @@ impl Member {
             .on(BACKEND)
             .with("topic", &self.topic)
             .with("group", &self.group)
+    }
+
+    /// Asks whether the user may do all that a member has to: what is not allowed would otherwise show
+    /// late, and in a part only.
+    async fn permitted(&self) -> Result<()> {
+        let keys = &self.keys;
+        let call = scripts::PERMITTED.call(&[&keys.stream, &keys.hash, &keys.groups, &keys.retry]);
+        let answer = self.link.run("subscribe", &scripts::PERMITTED, call).await;
+        let answer = decode::list(answer.map_err(|e| e.with("topic", &self.topic))?);
+        let mut answer = answer.iter();
+        let reach = answer.next().and_then(decode::number) == Some(1);
+        let missing: Vec<String> = answer
+            .filter_map(decode::text)
+            .map(|name| format!("+{name}"))
+            .collect();
+        let why = match (missing.is_empty(), reach) {
+            (true, false) => return Ok(()),
+            (true, true) => {
+                "the user may not use the keys of this topic: grant it ~mas:* (ACL SETUSER)"
+                    .to_owned()
+            }
+            (false, _) => format!(
+                "the user may not do what a consumer has to: grant it {} (ACL SETUSER)",
+                missing.join(" ")
+            ),
+        };
+        Err(Error::new(ErrorKind::Unauthorized, "subscribe", why)
+            .on(BACKEND)
+            .with("topic", &self.topic)
+            .with("group", &self.group)
+            .with("address", self.link.config.address()))
     }
 
     /// Creates or finds topic and group; what became of them since.
@@ -290,6 +322,13 @@ impl Member {
             reason: "entries were deleted or trimmed before this group had settled them".to_owned(),
             lost,
         }));
+    }
+
+    /// Says that so many entries were found gone, if any were.
+    pub(crate) fn missed(&self, count: u64) {
+        if count > 0 {
+            self.gap(Some(count));
+        }
     }
 
     /// Notes a settlement for trimming, and for those who wait for the last one.

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::BACKEND;
+use crate::cap;
 use crate::decode;
 use crate::keys;
 use crate::transport::Shared;
@@ -109,6 +110,8 @@ pub(crate) async fn publish(
     for topic in &topics {
         commands.add_command(shared.registration(topic));
     }
+    let cap = shared.link.config.cap;
+    let mut first = true;
     let mut stream: Option<(Topic, String)> = None;
     for (message, outcome) in messages.iter().zip(&outcomes) {
         if outcome.is_some() {
@@ -122,7 +125,10 @@ pub(crate) async fn publish(
                 &mut stream.insert((topic, key)).1
             }
         };
-        commands.add_command(append(key, message));
+        commands.add_command(match cap {
+            None => append(key, message),
+            Some(cap) => cap::append(cap, key, message, std::mem::take(&mut first)),
+        });
     }
     let batch = Batch {
         shared: shared.clone(),

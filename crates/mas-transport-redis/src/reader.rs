@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::connection::{Connected, Wait};
 use crate::decode::{self, Taken};
-use crate::error::{is_group_gone, map};
+use crate::error::{is_answer, is_group_gone, map};
 use crate::inbox::Waiter;
 use crate::lease::Owner;
 use crate::member::Member;
@@ -23,6 +23,9 @@ const COUNT: usize = 500;
 /// How often a read is preceded by a look for entries that were removed unread: once they are read
 /// past, nobody can tell.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long until a read that was not waiting yet is asked again to end.
+const UNBLOCK_AGAIN: Duration = Duration::from_millis(2);
 
 /// How a connection came to its end.
 enum End {
@@ -88,6 +91,8 @@ async fn read(
     ask.arg("CLIENT").arg("ID");
     let id = match timeout(bound, connection.send_packed_command(&ask)).await {
         Ok(Ok(value)) => decode::number(&value),
+        // Not allowed: then a read ends by itself when the member closes.
+        Ok(Err(error)) if is_answer(&error) => None,
         Ok(Err(error)) => return End::Broken(map("fetch", address, error)),
         Err(_) => return End::Broken(link.timed_out("fetch")),
     };
@@ -118,15 +123,11 @@ async fn read(
         tokio::pin!(reading);
         let answer = tokio::select! {
             answer = &mut reading => answer,
-            () = member.closing.cancelled() => {
-                // Ends the wait at the server; where that is not allowed, it ends by itself soon.
-                if let Some(id) = id {
-                    let mut unblock = Cmd::new();
-                    unblock.arg("CLIENT").arg("UNBLOCK").arg(id);
-                    let _ = link.command("close", unblock).await;
-                }
-                reading.await
-            }
+            () = member.closing.cancelled() => tokio::select! {
+                answer = &mut reading => answer,
+                // Where that is not allowed, it ends by itself soon.
+                () = unblock(member, id) => reading.await,
+            },
         };
         let mut values = match answer {
             Ok(Ok(values)) => values,
@@ -173,6 +174,20 @@ async fn read(
             .is_none()
         {
             return End::Closing;
+        }
+    }
+}
+
+/// Ends the wait of a read at the server. It may not have come there yet, as it goes another way: so
+/// until the server says that it was waiting.
+async fn unblock(member: &Member, id: Option<i64>) {
+    let Some(id) = id else { return };
+    loop {
+        let mut unblock = Cmd::new();
+        unblock.arg("CLIENT").arg("UNBLOCK").arg(id);
+        match member.link.command("close", unblock).await {
+            Ok(answer) if decode::number(&answer) == Some(0) => sleep(UNBLOCK_AGAIN).await,
+            _ => return,
         }
     }
 }

@@ -16,8 +16,9 @@ pub(crate) struct Lua {
 }
 
 macro_rules! scripts {
-    ($($name:ident $file:literal)*) => {
-        $(pub(crate) static $name: LazyLock<Lua> = LazyLock::new(|| Lua::new(include_str!($file)));)*
+    ($($name:ident $($file:literal)+;)*) => {
+        $(pub(crate) static $name: LazyLock<Lua> =
+            LazyLock::new(|| Lua::new(concat!($(include_str!($file)),+)));)*
 
         /// The commands that load every script.
         pub(crate) fn load_all() -> Pipeline {
@@ -29,17 +30,19 @@ macro_rules! scripts {
 }
 
 scripts! {
-    BURY "lua/bury.lua"
-    CHECK "lua/check.lua"
-    DECLARE "lua/declare.lua"
-    FENCE "lua/fence.lua"
-    JOIN "lua/join.lua"
-    LAG "lua/lag.lua"
-    LEAVE "lua/leave.lua"
-    PURGE "lua/purge.lua"
-    SETTLED "lua/settled.lua"
-    SWEEP "lua/sweep.lua"
-    TRIM "lua/trim.lua"
+    APPEND "lua/trimming.lua" "lua/append.lua";
+    BURY "lua/bury.lua";
+    CHECK "lua/check.lua";
+    DECLARE "lua/declare.lua";
+    FENCE "lua/fence.lua";
+    JOIN "lua/join.lua";
+    LAG "lua/lag.lua";
+    LEAVE "lua/leave.lua";
+    PERMITTED "lua/permitted.lua";
+    PURGE "lua/purge.lua";
+    SETTLED "lua/settled.lua";
+    SWEEP "lua/sweep.lua";
+    TRIM "lua/trimming.lua" "lua/trim.lua";
 }
 
 impl Lua {
@@ -96,6 +99,6 @@ mod tests {
         };
         assert_eq!(args(&call)[2..], args(&text)[2..]);
         assert_eq!(args(&text)[1], LEAVE.text.as_bytes());
-        assert_eq!(load_all().len(), 11);
+        assert_eq!(load_all().len(), 13);
     }
 }

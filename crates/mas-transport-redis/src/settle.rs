@@ -12,7 +12,7 @@ use mas_transport_core::codec::fields::{self, RECORD_FIELD, encode_record};
 use mas_transport_core::{
     Error, ErrorKind, Outcome, Position, Record, Result, Settle, Settled, Stored, Token, Topic,
 };
-use redis::{Cmd, Pipeline};
+use redis::{Cmd, Pipeline, Value};
 use std::sync::Arc;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -218,6 +218,7 @@ async fn renew(member: &Member, items: Vec<(Item, bool)>) -> Vec<Answer> {
         Ok((_, answers)) => answers.iter(),
         Err(_) => [].iter(),
     };
+    let mut missing = 0;
     let close = |((at, token, lease), begin): (Item, bool)| {
         let answer = match &outcome {
             Err(error) => {
@@ -229,20 +230,37 @@ async fn renew(member: &Member, items: Vec<(Item, bool)>) -> Vec<Answer> {
                 Err(error.clone())
             }
             Ok((asked, _)) => {
-                let done = answers.next().and_then(decode::number) == Some(1);
+                let done = fenced(member, answers.next(), &mut missing);
                 let count = if begin { lease.attempt } else { lease.count };
                 let deadline = *asked + member.lease;
-                if done && leases.renewed(token, count, deadline).is_some() {
-                    Ok(Settled::Lease(deadline))
-                } else {
+                let renewed = done.and_then(|()| {
+                    let renewed = leases.renewed(token, count, deadline);
+                    renewed.ok_or_else(|| lost(member))
+                });
+                if renewed.is_err() {
                     leases.done(token);
-                    Err(lost(member))
                 }
+                renewed.map(|_| Settled::Lease(deadline))
             }
         };
         (at, answer)
     };
-    items.into_iter().map(close).collect()
+    let answers = items.into_iter().map(close).collect();
+    drop(leases);
+    member.missed(missing);
+    answers
+}
+
+/// What the fencing script said of one entry; one that is gone is counted in `missing`.
+fn fenced(member: &Member, answer: Option<&Value>, missing: &mut u64) -> Result<()> {
+    match answer.and_then(decode::number) {
+        Some(1) => Ok(()),
+        Some(2) => {
+            *missing += 1;
+            Err(gone(member))
+        }
+        _ => Err(lost(member)),
+    }
 }
 
 /// Nacks (with a delay in ms) and returns.
@@ -268,6 +286,7 @@ async fn move_back(member: &Member, items: Vec<(Item, Option<u64>)>) -> Vec<Answ
     let outcome = outcome.map(decode::list);
     let mut leases = lock(&member.leases);
     let mut answers = outcome.as_deref().unwrap_or_default().iter();
+    let mut missing = 0;
     let close = |((at, token, _), _): (Item, Option<u64>)| {
         let answer = match &outcome {
             Err(error) => {
@@ -276,15 +295,15 @@ async fn move_back(member: &Member, items: Vec<(Item, Option<u64>)>) -> Vec<Answ
             }
             Ok(_) => {
                 leases.done(token);
-                match answers.next().and_then(decode::number) {
-                    Some(1) => Ok(Settled::Done),
-                    _ => Err(lost(member)),
-                }
+                fenced(member, answers.next(), &mut missing).map(|()| Settled::Done)
             }
         };
         (at, answer)
     };
-    items.into_iter().map(close).collect()
+    let answers = items.into_iter().map(close).collect();
+    drop(leases);
+    member.missed(missing);
+    answers
 }
 
 async fn bury_all(member: &Member, items: Vec<(Item, Box<Record>, bool)>) -> Vec<Answer> {
@@ -355,14 +374,17 @@ async fn bury(member: &Member, lease: &Lease, record: Record, malformed: bool) -
     match answer {
         1 => Ok(Settled::Done),
         0 => Err(lost(member)),
-        _ => Err(gone(member)),
+        _ => {
+            member.missed(1);
+            Err(gone(member))
+        }
     }
 }
 
 fn gone(member: &Member) -> Error {
     member.error(
         ErrorKind::LeaseLost,
-        "dead-letter",
+        "settle",
         "the entry was deleted from the topic",
     )
 }

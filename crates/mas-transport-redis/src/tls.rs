@@ -5,6 +5,13 @@
 //! for the whole process.
 
 use std::fmt;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::config::split;
 
 /// Whom to trust and what to show on an encrypted connection: [`RedisConfig::tls`](crate::RedisConfig::tls).
 ///
@@ -24,10 +31,6 @@ use std::fmt;
 /// What is wrong with a certificate is said by
 /// [`RedisTransport::connect`](crate::RedisTransport::connect).
 #[derive(Clone, Default, PartialEq, Eq)]
-#[cfg_attr(
-    not(feature = "tls"),
-    expect(dead_code, reason = "read by the handshake alone")
-)]
 pub struct Tls {
     authority: Option<Vec<u8>>,
     client: Option<(Vec<u8>, Vec<u8>)>,
@@ -69,6 +72,28 @@ impl fmt::Debug for Tls {
     }
 }
 
+/// How long a server may take to show what it speaks.
+const SHOW: Duration = Duration::from_secs(1);
+
+/// The first byte that a server answers to a greeting on a connection of its own.
+async fn first_byte(address: &str, greeting: &[u8]) -> Option<u8> {
+    let (host, port) = split(address)?;
+    let ask = async {
+        let mut stream = TcpStream::connect((host, port)).await.ok()?;
+        stream.write_all(greeting).await.ok()?;
+        stream.read_u8().await.ok()
+    };
+    timeout(SHOW, ask).await.ok()?
+}
+
+/// Whether a server speaks TLS: one that does answers a handshake message that makes no sense by an
+/// alert.
+pub(crate) async fn is_encrypted(address: &str) -> bool {
+    const NONSENSE: &[u8] = &[22, 3, 1, 0, 4, 13, 0, 0, 0];
+    const ALERT: u8 = 21;
+    first_byte(address, NONSENSE).await == Some(ALERT)
+}
+
 #[cfg(feature = "tls")]
 pub(crate) use handshake::Secure;
 
@@ -77,6 +102,7 @@ mod handshake {
     use std::error::Error as _;
     use std::io;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use mas_transport_core::{Error, ErrorKind, Result};
     use redis::aio::MultiplexedConnection;
@@ -88,11 +114,16 @@ mod handshake {
     use tokio_rustls::TlsConnector;
     use tokio_util::task::AbortOnDropHandle;
 
-    use super::Tls;
+    use super::{Tls, first_byte};
     use crate::BACKEND;
     use crate::config::{RedisConfig, split};
     use crate::connection::Connected;
     use crate::error::map;
+
+    type Kept = Arc<dyn std::error::Error + Send + Sync>;
+
+    /// After this an unanswered handshake makes it worth asking whether the server speaks TLS.
+    const SLOW: Duration = Duration::from_millis(300);
 
     /// What is needed to open encrypted connections to one server.
     pub(crate) struct Secure {
@@ -170,11 +201,25 @@ mod handshake {
                 .await
                 .map_err(unreachable)?;
             tcp.set_nodelay(true).map_err(unreachable)?;
-            let stream = self
-                .connector
-                .connect(self.name.clone(), tcp)
-                .await
-                .map_err(|e| explain(&self.address, &e).unwrap_or_else(|| unreachable(e)))?;
+            let shaking = self.connector.connect(self.name.clone(), tcp);
+            tokio::pin!(shaking);
+            // A server without TLS takes our greeting for the beginning of a line, and waits for
+            // its end.
+            let shaken = tokio::select! {
+                shaken = &mut shaking => shaken,
+                () = tokio::time::sleep(SLOW) => match self.is_plain().await {
+                    true => return Err(no_tls(&self.address)),
+                    false => shaking.await,
+                },
+            };
+            let stream = match shaken {
+                Ok(stream) => stream,
+                Err(error) => match explain(&self.address, &error) {
+                    Some(explained) => return Err(explained),
+                    None if self.is_plain().await => return Err(no_tls(&self.address)),
+                    None => return Err(unreachable(error)),
+                },
+            };
             let opened =
                 MultiplexedConnection::new_with_config(&self.settings, stream, config).await;
             match opened {
@@ -183,12 +228,31 @@ mod handshake {
                     driver: Some(AbortOnDropHandle::new(tokio::spawn(driver))),
                 }),
                 Err(error) => {
-                    let io = error.source().and_then(|e| e.downcast_ref::<io::Error>());
+                    // Kept by the client in a shared pointer, which it gives out as the source.
+                    let kept = error.source().and_then(|e| e.downcast_ref::<Kept>());
+                    let io = kept.and_then(|e| e.downcast_ref::<io::Error>());
                     let explained = io.and_then(|e| explain(&self.address, e));
                     Err(explained.unwrap_or_else(|| map("connect", &self.address, error)))
                 }
             }
         }
+    }
+
+    impl Secure {
+        /// Whether the server answers to what is not encrypted.
+        async fn is_plain(&self) -> bool {
+            let answer = first_byte(&self.address, b"PING\r\n").await;
+            matches!(answer, Some(b'+' | b'-'))
+        }
+    }
+
+    fn no_tls(address: &str) -> Error {
+        Error::unsupported(
+            BACKEND,
+            "connect",
+            "the server does not speak TLS on this port: connect to its tls-port, or without TLS (redis://)",
+        )
+        .with("address", address)
     }
 
     fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
@@ -260,10 +324,7 @@ mod handshake {
                 ErrorKind::Unauthorized,
                 "the server refuses the client certificate: show one that its own authority (tls-ca-cert-file) has signed and that is valid now",
             ),
-            Tls::InvalidMessage(_) => (
-                ErrorKind::Unavailable,
-                "the server does not speak TLS on this port: connect to its tls-port, or without TLS (redis://)",
-            ),
+            Tls::InvalidMessage(_) => return Some(no_tls(address).because(cause.clone())),
             _ => (
                 ErrorKind::Unavailable,
                 "no encrypted connection could be made",

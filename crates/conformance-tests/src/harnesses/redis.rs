@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use mas_transport_core::{Group, Namespace, Result, Topic, Transport};
-use mas_transport_redis::{RedisConfig, RedisNative, RedisTransport};
+use mas_transport_redis::{Overflow, RedisConfig, RedisNative, RedisTransport};
 use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
 
@@ -40,6 +40,12 @@ const OWN: &[Ability] = &[
     Ability::Kill,
     Ability::Freeze,
 ];
+/// The cap of the capped profile: more than any trial leaves unsettled but for the one that fills it.
+const CAP: u64 = 10_000;
+/// The clauses that the capped profile is for.
+const CAPPED: &[&str] = &[
+    "P1", "P2", "P3", "P4", "D1", "D4", "D5", "O1", "B1", "B2", "B4", "R1",
+];
 /// What needs a network of the trial's own.
 const NETWORK: &[Ability] = &[Ability::Cut, Ability::LoseConfirms, Ability::Connections];
 /// How long a call waits for a server that is away. Trials make several in a row, within their limit;
@@ -50,6 +56,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// for each trial that kills, freezes or fills it.
 #[derive(Debug, Default)]
 pub struct RedisHarness {
+    cap: Option<u64>,
     shared: Mutex<Option<Arc<RedisServer>>>,
 }
 
@@ -57,6 +64,23 @@ impl RedisHarness {
     /// Nothing is started before a trial asks for it.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The profile of topics that have a cap of their own, for the clauses that publishing by another
+    /// command could break.
+    pub fn capped() -> Self {
+        Self {
+            cap: Some(CAP),
+            ..Self::default()
+        }
+    }
+
+    fn config(&self, url: &str) -> Result<RedisConfig> {
+        let config = RedisConfig::from_url(url)?;
+        Ok(match self.cap {
+            Some(cap) => config.stream_max_len(cap, Overflow::Refuse),
+            None => config,
+        })
     }
 
     fn shared_url(&self) -> std::result::Result<String, Failure> {
@@ -78,7 +102,14 @@ impl RedisHarness {
 #[async_trait]
 impl Harness for RedisHarness {
     fn name(&self) -> &str {
-        "redis"
+        match self.cap {
+            Some(_) => "redis-capped",
+            None => "redis",
+        }
+    }
+
+    fn clauses(&self) -> Option<&[&str]> {
+        self.cap.map(|_| CAPPED)
     }
 
     fn timing(&self) -> Timing {
@@ -103,17 +134,16 @@ impl Harness for RedisHarness {
         } else {
             (None, self.shared_url()?)
         };
-        let config = RedisConfig::from_url(&url)?.response_timeout(ANSWER);
+        let config = self.config(&url)?.response_timeout(ANSWER);
         let proxy = if setup.needs.iter().any(|n| NETWORK.contains(n)) {
             Some(Proxy::start(config.address()).await?)
         } else {
             None
         };
         let through = match &proxy {
-            Some(proxy) => {
-                RedisConfig::from_url(&url.replacen(config.address(), &proxy.address(), 1))?
-                    .response_timeout(ANSWER)
-            }
+            Some(proxy) => self
+                .config(&url.replacen(config.address(), &proxy.address(), 1))?
+                .response_timeout(ANSWER),
             None => config.clone(),
         };
         let namespace = setup.namespace.clone();
@@ -132,7 +162,7 @@ impl Harness for RedisHarness {
         address: &str,
         namespace: Namespace,
     ) -> std::result::Result<Arc<dyn Broker>, Failure> {
-        let config = RedisConfig::from_url(address)?.namespace(namespace.clone());
+        let config = self.config(address)?.namespace(namespace.clone());
         Ok(Arc::new(OnRedis {
             direct: config.clone(),
             through: config,

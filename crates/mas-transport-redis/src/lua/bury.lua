@@ -10,6 +10,9 @@ local group, id, owner = ARGV[1], ARGV[2], ARGV[3]
 local count, attempt = tonumber(ARGV[4]), tonumber(ARGV[5])
 
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
+if pending.err and (string.find(pending.err, 'executing the script') or string.find(pending.err, 'NOPERM')) then
+  return pending
+end
 if pending.err or not pending[1] then return 0 end
 local there = pending[1][4]
 if pending[1][2] ~= owner or (there ~= count and there ~= attempt) then return 0 end

@@ -7,7 +7,8 @@
 --   E extend: the lease begins anew
 --   N nack: available again after the argument in ms, the count stays
 --   R return: available at once, the argument becomes the count
--- Answers 1 (done) or 0 (no longer the owner's) for each.
+-- Answers 1 (done), 0 (no longer the owner's) or 2 (the entry itself is gone, and from the group's
+-- table too) for each.
 local stream, retry = KEYS[1], KEYS[2]
 local group, parked, channel = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
@@ -24,6 +25,9 @@ for i = 4, #ARGV, 6 do
   local op, id, owner, arg = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 5]
   local count, attempt = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4])
   local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
+  if pending.err and (string.find(pending.err, 'executing the script') or string.find(pending.err, 'NOPERM')) then
+    return pending
+  end
   local entry = not pending.err and pending[1]
   local done = 0
   if entry and entry[2] == owner and (entry[4] == count or entry[4] == attempt) then
@@ -41,11 +45,14 @@ for i = 4, #ARGV, 6 do
       else
         claimed = redis.call('XCLAIM', stream, group, parked, 0, id, 'RETRYCOUNT', arg, 'JUSTID')
       end
-      -- After a first write a full server takes this one too.
-      redis.call('ZADD', retry, due, padded(id))
-      if not wake or delay < wake then wake = delay end
+      if #claimed > 0 then
+        -- After a first write a full server takes this one too.
+        redis.call('ZADD', retry, due, padded(id))
+        if not wake or delay < wake then wake = delay end
+      end
     end
-    if #claimed > 0 then done = 1 end
+    -- A server of version 7 gives nothing of an entry that was deleted, and forgets it.
+    done = #claimed > 0 and 1 or 2
   end
   out[#out + 1] = done
 end

@@ -14,7 +14,10 @@ local mode, reap = ARGV[8], tonumber(ARGV[9])
 
 if redis.call('HGET', hash, 'incarnation') ~= incarnation then return {'lost'} end
 local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, group)
-if consumers.err then return {'lost'} end
+if consumers.err then
+  local denied = string.find(consumers.err, 'executing the script') or string.find(consumers.err, 'NOPERM')
+  return denied and consumers or {'lost'}
+end
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

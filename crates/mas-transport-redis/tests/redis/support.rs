@@ -48,6 +48,12 @@ fn binary() -> Option<PathBuf> {
 impl Server {
     /// Starts a server, or says why there is none.
     pub(crate) async fn start(options: &[&str]) -> Option<Self> {
+        Self::start_with(options, &[]).await
+    }
+
+    /// Starts a server that finds these files in its directory; `{dir}` and `{port}` in an option
+    /// stand for that directory and the server's port.
+    pub(crate) async fn start_with(options: &[&str], files: &[(&str, String)]) -> Option<Self> {
         let Some(binary) = binary() else {
             assert!(
                 std::env::var_os("REQUIRE_REDIS").is_none_or(|v| v != "1"),
@@ -63,11 +69,19 @@ impl Server {
         let directory =
             std::env::temp_dir().join(format!("mas-redis-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("a directory");
+        for (name, text) in files {
+            std::fs::write(directory.join(name), text).expect("a file");
+        }
+        let here = |option: &&str| {
+            let option = option.replace("{dir}", &directory.display().to_string());
+            option.replace("{port}", &port.to_string())
+        };
+        let options = options.iter().map(here).collect();
         let mut server = Self {
             binary,
             directory,
             port,
-            options: options.iter().map(|o| (*o).to_owned()).collect(),
+            options,
             child: None,
         };
         server.restart().await;
@@ -176,7 +190,11 @@ pub(crate) struct Member {
 
 impl Member {
     pub(crate) async fn join(transport: &RedisTransport, subscription: &Subscription) -> Self {
-        let Source { fetch, settle } = transport.subscribe(subscription).await.unwrap();
+        Self::of(transport.subscribe(subscription).await.unwrap())
+    }
+
+    pub(crate) fn of(source: Source) -> Self {
+        let Source { fetch, settle } = source;
         Self {
             fetch,
             settle,
@@ -221,6 +239,19 @@ impl Member {
             all.push(self.delivery().await);
         }
         all
+    }
+
+    /// The first failure of a fetch; deliveries are passed over.
+    pub(crate) async fn failure(&mut self) -> mas_transport_core::Error {
+        let failing = async {
+            loop {
+                let want = Want::new(self.want, 64 << 20);
+                if let Err(error) = self.fetch.fetch(want, &mut Vec::new()).await {
+                    return error;
+                }
+            }
+        };
+        timeout(SOON, failing).await.expect("a failure in time")
     }
 
     /// Takes nothing more.

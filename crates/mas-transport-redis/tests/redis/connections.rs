@@ -1,20 +1,11 @@
 //! How many connections there are, and how long a read waits, on a real server.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Member, SOON, Server, publish, subscription};
 use mas_transport_core::{Outcome, Transport as _};
 use mas_transport_redis::{RedisConfig, RedisTransport};
 use redis::aio::MultiplexedConnection;
-use support::{Member, SOON, Server, publish, subscription};
 use tokio::time::Instant;
 
 /// A connection behind the library's back, and how many others there are.

@@ -1,15 +1,12 @@
-//! The backend against a real server. What the contract promises is the conformance suite's to
-//! judge; here stands what only this backend has.
-
-mod support;
+//! Publishing, settling, losing a server: from end to end.
 
 use std::time::Duration;
 
+use crate::support::{Member, SOON, Server, native, outcomes, publish, raw, subscription, topic};
 use mas_transport_core::{
     ErrorKind, Event, Group, Lag, Message, Outcome, Reason, ReasonCode, Record, Settled, Stored,
     Topic, Transport,
 };
-use support::{Member, SOON, Server, native, outcomes, publish, raw, subscription, topic};
 use tokio::time::{Instant, sleep};
 
 macro_rules! server {
@@ -118,7 +115,7 @@ async fn a_return_does_not_count_and_a_dead_member_s_entries_come_to_others() {
     transport.close(Instant::now() + SOON).await.unwrap();
 }
 
-fn record() -> Box<Record> {
+pub(crate) fn record() -> Box<Record> {
     Box::new(Record {
         version: Record::VERSION,
         reason: Reason::new(ReasonCode::Rejected, "no"),
