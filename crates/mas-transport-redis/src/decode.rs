@@ -114,11 +114,25 @@ pub(crate) fn position(value: &Value) -> Option<Position> {
     }
 }
 
+/// By hand: every receipt and every entry has one, and by way of `str` it costs five times as much.
 fn parse_position(text: &[u8]) -> Option<Position> {
-    let (major, minor) = std::str::from_utf8(text).ok()?.split_once('-')?;
+    let dash = text.iter().position(|byte| *byte == b'-')?;
     Some(Position {
-        major: major.parse().ok()?,
-        minor: minor.parse().ok()?,
+        major: digits(text.get(..dash)?)?,
+        minor: digits(text.get(dash + 1..)?)?,
+    })
+}
+
+fn digits(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return None;
+    }
+    text.iter().try_fold(0_u64, |number, byte| {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number.checked_mul(10)?.checked_add(digit.into())
     })
 }
 
@@ -197,5 +211,11 @@ mod tests {
         assert_eq!(read_reply(deleted).unwrap()[0].fields, None);
         let largest = Value::BulkString(b"18446744073709551615-0".to_vec());
         assert_eq!(position(&largest).unwrap().major, u64::MAX);
+        for text in [
+            "", "-", "1-", "-1", "+1-1", "1-1-1", " 1-1", "1-x", "\u{e9}-1",
+        ] {
+            assert_eq!(parse_position(text.as_bytes()), None, "{text:?}");
+        }
+        assert_eq!(parse_position(b"18446744073709551616-0"), None);
     }
 }
