@@ -2,6 +2,8 @@
 
 #[cfg(any(feature = "memory", feature = "redis"))]
 use mas_transport_core::{Namespace, Result};
+#[cfg(feature = "redis")]
+use mas_transport_redis::{Overflow, Tls};
 
 use crate::config::{Settings, table};
 use crate::registry::Backend;
@@ -101,22 +103,7 @@ fn check_redis(settings: &mut Settings) {
     if expires {
         settings.caution("REDIS_MESSAGE_TTL", NO_EXPIRY);
     }
-    for name in NOT_YET {
-        if settings.get(name).is_some_and(|setting| setting.is_set()) {
-            settings.refuse(name, "this version cannot do it yet", "leave it out");
-        }
-    }
 }
-
-const NOT_YET: [&str; 7] = [
-    "REDIS_POOL_SIZE",
-    "REDIS_STREAM_MAX_LEN",
-    "REDIS_BLOCK_TIMEOUT",
-    "REDIS_TLS",
-    "REDIS_TLS_CA",
-    "REDIS_TLS_CERT",
-    "REDIS_TLS_KEY",
-];
 
 const NO_EXPIRY: &str = "it has no effect: messages do not expire yet in this version";
 
@@ -138,7 +125,54 @@ fn redis_config(settings: &Settings) -> Result<mas_transport_redis::RedisConfig>
     if let Some(timeout) = settings.duration("REDIS_CONNECT_TIMEOUT") {
         config = config.connect_timeout(timeout);
     }
-    Ok(config)
+    if let Some(timeout) = settings.duration("REDIS_BLOCK_TIMEOUT") {
+        config = config.block_timeout(timeout);
+    }
+    if let Some(number) = settings.whole("REDIS_POOL_SIZE") {
+        config = config.connections(usize::try_from(number).unwrap_or(usize::MAX));
+    }
+    if let Some(entries) = settings.whole("REDIS_STREAM_MAX_LEN") {
+        let overflow = match settings.text("REDIS_STREAM_OVERFLOW") {
+            Some("gap") => Overflow::Gap,
+            _ => Overflow::Refuse,
+        };
+        config = config.stream_max_len(entries, overflow);
+    }
+    match redis_tls(settings)? {
+        Some(tls) => Ok(config.tls(tls)),
+        None => Ok(config),
+    }
+}
+
+/// Certificates that are set ask for an encrypted connection as much as `REDIS_TLS` does.
+#[cfg(feature = "redis")]
+fn redis_tls(settings: &Settings) -> Result<Option<Tls>> {
+    let authority = settings.text("REDIS_TLS_CA");
+    let certificate = settings.text("REDIS_TLS_CERT");
+    let key = settings.text("REDIS_TLS_KEY");
+    let asked = settings.switch("REDIS_TLS") == Some(true);
+    if !asked && authority.is_none() && certificate.is_none() && key.is_none() {
+        return Ok(None);
+    }
+    let mut tls = Tls::new();
+    if let Some(path) = authority {
+        tls = tls.ca_certificate(pem("REDIS_TLS_CA", path)?);
+    }
+    if let (Some(certificate), Some(key)) = (certificate, key) {
+        let certificate = pem("REDIS_TLS_CERT", certificate)?;
+        tls = tls.client_certificate(certificate, pem("REDIS_TLS_KEY", key)?);
+    }
+    Ok(Some(tls))
+}
+
+#[cfg(feature = "redis")]
+fn pem(variable: &'static str, path: &str) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| {
+        mas_transport_core::Error::invalid("connect", "the file cannot be read")
+            .on("redis")
+            .with(variable, path.escape_debug())
+            .because(error)
+    })
 }
 
 fn kafka() -> Backend {

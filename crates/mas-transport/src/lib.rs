@@ -25,7 +25,10 @@
 //! members of a group share its messages. [`Capabilities`] says what a backend can do and how
 //! strongly it keeps its promises.
 //!
-//! Cargo features: `memory` (default) and `redis`, one for each backend.
+//! [`Config`] says where the settings come from; [`Registry`] takes backends of your own.
+//!
+//! Cargo features: `memory` (default) and `redis`, one for each backend. `PROTOCOL_TYPE` chooses among
+//! those that are compiled in.
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -251,24 +251,14 @@ impl Backend {
     pub(crate) async fn connect(&self, settings: Settings) -> Result<Arc<dyn Transport>> {
         match &self.link {
             Ok(connect) => connect(settings).await,
-            Err(_) => Err(self
-                .unavailable()
-                .unwrap_or_else(|| Error::closed("connect"))),
+            Err(feature) => Err(Error::unsupported(self.scheme, "connect", lacks(feature))),
         }
     }
 
-    /// Why there is no connecting to it, when this build lacks it.
-    pub(crate) fn unavailable(&self) -> Option<Error> {
+    /// Its scheme, and what to do, when this build lacks it.
+    pub(crate) fn lacks(&self) -> Option<(&'static str, String)> {
         let feature = self.link.as_ref().err()?;
-        Some(Error::unsupported(
-            self.scheme,
-            "connect",
-            format!(
-                "this build lacks the backend: it comes with the cargo feature \"{feature}\" of \
-                 mas-transport, in the versions that have that feature (this is {})",
-                env!("CARGO_PKG_VERSION")
-            ),
-        ))
+        Some((self.scheme, lacks(feature)))
     }
 
     fn check(&self) -> Result<()> {
@@ -321,6 +311,14 @@ impl Backend {
             None => Ok(()),
         }
     }
+}
+
+fn lacks(feature: &str) -> String {
+    format!(
+        "this build lacks the backend: it comes with the cargo feature \"{feature}\" of mas-transport, \
+         in the versions that have that feature (this is {})",
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 impl fmt::Debug for Backend {

@@ -13,6 +13,14 @@ type Section<'a> = (String, &'a [Variable]);
 
 fn sections(backends: &[Backend]) -> Vec<Section<'_>> {
     let mut sections = vec![("Every backend".to_owned(), COMMON)];
+    // As people look for them; what is registered besides comes last, by name.
+    let known = ["memory", "redis", "nats", "kafka"];
+    let place = |backend: &&Backend| {
+        let at = known.iter().position(|known| *known == backend.scheme);
+        at.unwrap_or(known.len())
+    };
+    let mut backends: Vec<_> = backends.iter().collect();
+    backends.sort_by_key(place);
     for backend in backends
         .iter()
         .filter(|backend| !backend.variables.is_empty())

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use mas_transport_core::Error;
-
 use super::Config;
 use super::file;
 use super::nearest::nearest;
@@ -48,7 +46,7 @@ pub(super) fn resolve(config: &Config) -> Settings {
         None => Layer::new(),
     };
     let mut layers = [code, environment, file];
-    let (name, backend, lacking) = resolver.choose(&layers);
+    let (name, backend) = resolver.choose(&layers);
     if let Some(backend) = &backend {
         for layer in &mut layers {
             resolver.expand(backend, layer);
@@ -67,7 +65,7 @@ pub(super) fn resolve(config: &Config) -> Settings {
         settings,
         problems,
         cautions: Vec::new(),
-        lacking,
+        lacking: backend.as_ref().and_then(Backend::lacks),
     };
     for check in backend.iter().flat_map(|backend| &backend.checks) {
         check(&mut settings);
@@ -212,9 +210,8 @@ impl Resolver {
         layer
     }
 
-    /// The backend, from the first source that names one; `None` when there is no such. With it,
-    /// why there is no connecting to it, when that is so.
-    fn choose(&mut self, layers: &[Layer]) -> (String, Option<Backend>, Option<Error>) {
+    /// The backend, from the first source that names one; `None` when there is no such.
+    fn choose(&mut self, layers: &[Layer]) -> (String, Option<Backend>) {
         for layer in layers {
             let protocol = layer.get(table::PROTOCOL_TYPE).cloned();
             let url = layer.get(table::TRANSPORT_URL).cloned();
@@ -228,7 +225,7 @@ impl Resolver {
                 (name, given.origin)
             });
             let chosen = match (&named, &scheme) {
-                (Some((name, _)), Some((scheme, from))) => {
+                (Some((name, from)), Some((scheme, _))) => {
                     let same = match (self.backend(name), self.backend(scheme)) {
                         (Some(one), Some(other)) => one.scheme == other.scheme,
                         _ => name == scheme,
@@ -250,7 +247,7 @@ impl Resolver {
                 }
                 (Some((name, _)), None) => (name, table::PROTOCOL_TYPE),
                 (None, Some((scheme, _))) => (scheme, table::TRANSPORT_URL),
-                (None, None) if url.is_some() => return (String::new(), None, None),
+                (None, None) if url.is_some() => return (String::new(), None),
                 (None, None) => continue,
             };
             let origin = match chosen.1 {
@@ -268,10 +265,9 @@ impl Resolver {
         name: &str,
         variable: &'static str,
         origin: Origin,
-    ) -> (String, Option<Backend>, Option<Error>) {
+    ) -> (String, Option<Backend>) {
         if let Some(backend) = self.backend(name) {
-            let lacking = backend.unavailable();
-            return (backend.scheme.to_owned(), Some(backend.clone()), lacking);
+            return (backend.scheme.to_owned(), Some(backend.clone()));
         }
         let part = |there: bool| {
             let backends = self.backends.iter();
@@ -298,7 +294,7 @@ impl Resolver {
             what: "there is no such backend".to_owned(),
             allowed: Some(allowed),
         });
-        (name.to_owned(), None, None)
+        (name.to_owned(), None)
     }
 
     fn backend(&self, name: &str) -> Option<&Backend> {

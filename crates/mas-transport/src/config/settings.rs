@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mas_transport_core::{Error, ErrorKind, Result};
+use mas_transport_core::{Error, Result};
 
 use super::table::DEFAULT_GROUP;
 use super::variable::{Value, Variable};
@@ -152,8 +152,8 @@ pub struct Settings {
     pub(crate) settings: Vec<Setting>,
     pub(crate) problems: Vec<Problem>,
     pub(crate) cautions: Vec<Caution>,
-    /// Why there is no connecting to the backend, when this build lacks it.
-    pub(crate) lacking: Option<Error>,
+    /// The backend and what to do, when this build lacks it.
+    pub(crate) lacking: Option<(&'static str, String)>,
 }
 
 impl Settings {
@@ -201,12 +201,13 @@ impl Settings {
         match (&self.lacking, told) {
             (None, None) => Ok(()),
             (None, Some(told)) => Err(Error::invalid("connect", told)),
-            (Some(lacking), None) => Err(lacking.clone()),
-            (Some(lacking), Some(told)) => Err(Error::new(
-                ErrorKind::Unsupported,
-                "connect",
-                format!("{lacking}. Besides, {told}"),
-            )),
+            (Some((backend, lacking)), None) => {
+                Err(Error::unsupported(backend, "connect", lacking.clone()))
+            }
+            (Some((backend, lacking)), Some(told)) => {
+                let both = format!("{lacking}; besides, {told}");
+                Err(Error::unsupported(backend, "connect", both))
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use super::variable::{Kind, Variable};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+const YEARS: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
 const SIZES: Kind = Kind::Bytes(64 << 10, 512 << 20);
 
 pub(crate) const PROTOCOL_TYPE: &str = "PROTOCOL_TYPE";
@@ -74,7 +74,7 @@ pub(crate) const COMMON: &[Variable] = &[
     .default("1MB"),
     Variable::new(
         PUBLISH_TIMEOUT,
-        Kind::Duration(Duration::from_millis(10), YEAR),
+        Kind::Duration(Duration::from_millis(10), DAY),
         "How long a publish may wait for room, to be sent, and for its confirmation, together.",
     )
     .default("30s"),
@@ -165,7 +165,7 @@ pub(crate) const REDIS: &[Variable] = &[
     .default("5s"),
     Variable::new(
         "REDIS_MESSAGE_TTL",
-        Kind::Duration(MILLISECOND, YEAR),
+        Kind::Duration(MILLISECOND, YEARS),
         NO_EXPIRY,
     )
     .default("24h"),
@@ -225,7 +225,7 @@ pub(crate) const KAFKA: &[Variable] = &[
     .default("1"),
     Variable::new(
         "KAFKA_MESSAGE_TTL",
-        Kind::Duration(MILLISECOND, YEAR),
+        Kind::Duration(MILLISECOND, YEARS),
         NO_EXPIRY,
     )
     .default("168h"),
@@ -265,7 +265,7 @@ pub(crate) const NATS: &[Variable] = &[
     .default("1"),
     Variable::new(
         "NATS_MESSAGE_TTL",
-        Kind::Duration(MILLISECOND, YEAR),
+        Kind::Duration(MILLISECOND, YEARS),
         NO_EXPIRY,
     )
     .default("24h"),

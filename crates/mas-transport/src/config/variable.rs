@@ -183,7 +183,7 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Text | Self::Secret => f.write_str("any text"),
+            Self::Text | Self::Secret => f.write_str("text"),
             Self::Url => f.write_str("a URL"),
             Self::Address => f.write_str("host:port"),
             Self::Addresses => f.write_str("host:port, several by comma"),
@@ -193,8 +193,8 @@ impl fmt::Display for Kind {
             Self::Duration(least, most) => write!(
                 f,
                 "a duration such as 500ms, 5s or 24h, {} to {}",
-                humantime::format_duration(*least),
-                humantime::format_duration(*most),
+                Time(*least),
+                Time(*most),
             ),
             Self::Bytes(least, most) => write!(
                 f,
@@ -213,6 +213,23 @@ impl fmt::Display for Kind {
             Self::List => f.write_str("a list by comma"),
             Self::Path => f.write_str("a path"),
             Self::File => f.write_str("the path of a file that is there"),
+        }
+    }
+}
+
+/// A duration with the largest unit, up to hours, that divides it.
+struct Time(Duration);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
+        match units
+            .into_iter()
+            .find(|(unit, _)| millis >= *unit && millis % unit == 0)
+        {
+            Some((unit, name)) => write!(f, "{}{name}", millis / unit),
+            None => write!(f, "{millis}ms"),
         }
     }
 }
@@ -360,6 +377,8 @@ mod tests {
             assert!(kind.read(bad).is_none(), "{kind}: {bad}");
         }
         assert_eq!(Kind::Choice(&["all", "1", "0"]).to_string(), "all, 1 or 0");
+        let told = Kind::Duration(Duration::from_millis(1500), day).to_string();
+        assert!(told.ends_with("1500ms to 24h"), "{told}");
     }
 
     #[test]
