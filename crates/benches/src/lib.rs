@@ -4,7 +4,10 @@
 //! cargo bench -p benches                    # the figures
 //! cargo bench -p benches -- --quick         # whether it runs
 //! cargo bench -p benches -- --only memory
+//! cargo run -p benches --release -- --out docs/benchmarks    # the page of the documentation
 //! ```
+//!
+//! The table and a line of JSON are printed; JSON, Markdown and charts are written into a directory.
 //!
 //! On Redis, each workload alternates with its raw counterpart: redis-rs on one multiplexed
 //! connection, pipelines of 100 `XADD` with the same five fields and payload, and `XREADGROUP
@@ -12,14 +15,17 @@
 //! rounds of ours by theirs in the same round, so that a busy machine slows both. The server is the
 //! one that `TEST_REDIS_URL` or `REDIS_ADDR` names, or one started for the run.
 
+mod chart;
 mod memory;
 mod meter;
 mod ours;
+mod page;
 mod raw;
 mod report;
 mod server;
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
@@ -51,6 +57,10 @@ struct Args {
     /// Fail when a ratio is below what is asked of it.
     #[arg(long)]
     check: bool,
+    /// Where the figures are written: figures.json, README.md and charts. By default `benchmarks` in
+    /// the target directory.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -71,7 +81,7 @@ pub(crate) struct Size {
     pub(crate) rounds: usize,
 }
 
-/// Parses the command line, runs, and prints a table, then one line of JSON.
+/// Parses the command line, runs, writes the files, and prints a table, then one line of JSON.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = tokio::runtime::Builder::new_multi_thread()
@@ -83,6 +93,10 @@ pub fn main() -> ExitCode {
         Ok(report) => {
             println!("{report}");
             println!("{}", report.json());
+            if let Err(error) = write(&args, &report) {
+                eprintln!("benches: the files could not be written: {error}");
+                return ExitCode::FAILURE;
+            }
             if args.check && !report.holds() {
                 eprintln!("benches: a ratio is below what is asked of it");
                 return ExitCode::FAILURE;
@@ -96,9 +110,32 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn write(args: &Args, report: &Report) -> Result<()> {
+    let arguments: Vec<_> = std::env::args()
+        .skip(1)
+        .filter(|a| a != "--bench")
+        .collect();
+    let out = args.out.clone();
+    let out = out.unwrap_or_else(|| conformance_tests::fixtures::target_dir().join("benchmarks"));
+    let run = page::Run {
+        arguments: &arguments.join(" "),
+        quick: args.quick,
+        rounds: args.rounds(),
+    };
+    page::write(report, run, &out)?;
+    eprintln!("written: {}", out.display());
+    Ok(())
+}
+
+impl Args {
+    fn rounds(&self) -> usize {
+        if self.quick { 1 } else { self.rounds.max(1) }
+    }
+}
+
 async fn run(args: &Args) -> Result<Report> {
     let mut report = Report::default();
-    let rounds = if args.quick { 1 } else { args.rounds.max(1) };
+    let rounds = args.rounds();
     if args.only != Some(Backend::Redis) {
         let messages = if args.quick { 5_000 } else { 1_000_000 };
         memory::run(Size { messages, rounds }, &args.filter, &mut report).await?;

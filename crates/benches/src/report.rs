@@ -23,18 +23,25 @@ pub(crate) struct Figure {
     raw: Vec<Sample>,
 }
 
+/// What came out of a workload.
 #[derive(Debug, Serialize)]
-struct Row {
-    backend: &'static str,
-    workload: &'static str,
+pub(crate) struct Row {
+    /// The backend.
+    pub(crate) backend: &'static str,
+    /// The workload.
+    pub(crate) workload: &'static str,
     /// Messages a second.
-    rate: f64,
-    raw_rate: Option<f64>,
-    ratio: Option<f64>,
-    asked: Option<f64>,
+    pub(crate) rate: f64,
+    /// Those of the raw client, where there is one.
+    pub(crate) raw_rate: Option<f64>,
+    /// Ours by theirs.
+    pub(crate) ratio: Option<f64>,
+    /// The least ratio that is asked for.
+    pub(crate) asked: Option<f64>,
     /// CPU time of this process for each message, in microseconds.
-    cpu_us: f64,
-    raw_cpu_us: Option<f64>,
+    pub(crate) cpu_us: f64,
+    /// The same of the raw client.
+    pub(crate) raw_cpu_us: Option<f64>,
 }
 
 impl Figure {
@@ -79,6 +86,11 @@ fn thousandths(value: f64) -> f64 {
 }
 
 impl Row {
+    /// The workload and its backend.
+    pub(crate) fn title(&self) -> String {
+        format!("{} ({})", self.workload, self.backend)
+    }
+
     fn holds(&self) -> bool {
         match (self.ratio, self.asked) {
             (Some(ratio), Some(asked)) => ratio >= asked,
@@ -105,13 +117,22 @@ impl Report {
         self.figures.iter().all(|figure| figure.row().holds())
     }
 
+    /// The broker's name; empty where none was asked.
+    pub(crate) fn server_name(&self) -> &str {
+        &self.server
+    }
+
+    /// What came out, workload by workload.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        self.figures.iter().map(Figure::row).collect()
+    }
+
     /// One line.
     pub(crate) fn json(&self) -> String {
-        let rows: Vec<_> = self.figures.iter().map(Figure::row).collect();
         serde_json::json!({
             "server": self.server,
             "payload": crate::PAYLOAD,
-            "figures": rows,
+            "figures": self.rows(),
         })
         .to_string()
     }

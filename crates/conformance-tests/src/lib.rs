@@ -66,4 +66,4 @@ pub use harness::{Ability, Broker, Failure, Harness, Setup, Timing, Variant, Ver
 pub use member::RawMember;
 pub use polls::drop_after_each_poll;
 pub use registry::{Condition, Tier, TrialDef};
-pub use runner::{Run, main, run, selected, suite};
+pub use runner::{Coverage, Run, coverage, main, run, selected, suite};

@@ -356,6 +356,49 @@ pub fn selected(harness: &Arc<dyn Harness>) -> Result<Vec<TrialDef>, Failure> {
     Ok(all().into_iter().filter(applies).collect())
 }
 
+/// The trials of one clause on one backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Coverage {
+    /// The id of the clause.
+    pub clause: &'static str,
+    /// How many run, those of the soak tier included.
+    pub run: usize,
+    /// How many the backend's capabilities leave out.
+    pub declared_away: usize,
+    /// How many the harness is not able to run.
+    pub unable: usize,
+}
+
+/// What a backend is, and how many trials of each clause it runs, as [`suite`] picks them.
+///
+/// # Errors
+/// When there is no broker to be had.
+pub fn coverage(
+    harness: &Arc<dyn Harness>,
+) -> Result<(Arc<TransportInfo>, Vec<Coverage>), Failure> {
+    let info = probe(harness)?;
+    let defs = all();
+    let of = |clause: &'static str| {
+        let mut coverage = Coverage {
+            clause,
+            run: 0,
+            declared_away: 0,
+            unable: 0,
+        };
+        for def in defs.iter().filter(|d| d.clause == clause) {
+            match left_out(harness.as_ref(), &info.capabilities, def) {
+                None | Some(Left::Tier) => coverage.run += 1,
+                Some(Left::Capability(_)) => coverage.declared_away += 1,
+                Some(Left::Ability(_)) => coverage.unable += 1,
+            }
+        }
+        coverage
+    };
+    let counts = CLAUSES.iter().map(|c| of(c.id)).collect();
+    Ok((info, counts))
+}
+
 fn probe(harness: &Arc<dyn Harness>) -> Result<Arc<TransportInfo>, Failure> {
     let harness = Arc::clone(harness);
     block_on("probe", harness.timing().paused, async move {

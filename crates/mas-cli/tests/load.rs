@@ -184,7 +184,7 @@ mod redis {
 
     /// A server of our own; `None`, when there is no program for it and none is required.
     fn server() -> Option<RedisServer> {
-        if let Err(reason) = RedisServer::program() {
+        if let Err(reason) = RedisServer::available() {
             let required = std::env::var("REQUIRE_REDIS").is_ok_and(|value| value == "1");
             assert!(!required, "{reason}");
             println!("SKIPPED backend=redis reason={reason}");

@@ -36,58 +36,169 @@ pub enum Exactness {
     Approximate,
 }
 
-/// What a backend can do: *operations*, whose absence means an
-/// [`Unsupported`](crate::ErrorKind::Unsupported) error, and *strengths*, the values at which
-/// the clauses of the contract hold. Probed at connect from the server's version and its echoed
-/// configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capabilities {
-    /// Operation: messages with an expiry.
-    pub ttl: bool,
-    /// Operation: messages delivered later.
-    pub delay: bool,
-    /// Operation: priorities other than normal.
-    pub priority: bool,
-    /// Operation: dedup by idempotency key.
-    pub dedup: bool,
-    /// Operation: subscriptions with wildcards.
-    pub wildcard: bool,
-    /// Operation: subscriptions with a filter.
-    pub filter: bool,
-    /// Operation: [`Order::PerKey`].
-    pub order_per_key: bool,
-    /// Operation: reading without a group.
-    pub read: bool,
-    /// Operation: pausing a whole group.
-    pub pause_group: bool,
-    /// Operation: any idle member of a group can get any of its messages. Without it a topic is a
-    /// partitioned log: a message goes to the member that owns its partition, and members that
-    /// join, leave or die move partitions, with revocations.
-    pub any_member: bool,
-    /// Strength: what a receipt survives.
-    pub durability: Durability,
-    /// Strength: what a confirmed ack survives.
-    pub ack_durability: Durability,
-    /// Strength: the attempt of a delivery.
-    pub attempts: Exactness,
-    /// Strength: on reclaim from a dead member, or after an outage of the broker that was longer
-    /// than the lease, a message that was fetched and never handed out counts as attempted once.
-    pub reclaim_counts_prefetch: bool,
-    /// Strength: the figures of [`Lag`](crate::Lag).
-    pub lag: Exactness,
-    /// Strength: the longest wait until a nacked message is available to an idle member.
-    pub nack_latency: Duration,
-    /// Strength: how long after its due time a delayed redelivery comes to an idle member.
-    pub delay_slack: Duration,
-    /// Strength: how long after its lease ended a dead member's message comes to an idle one.
-    pub reclaim_slack: Duration,
-    /// Strength: how far the clock that judges leases may be off.
-    pub clock_error: Duration,
-    /// Strength: the largest message, as [`Message::size`] counts it.
-    pub max_message_bytes: usize,
-    /// Strength: how many unsettled entries a topic keeps before publishing fails with `Full`;
-    /// `None` where only the broker's memory bounds it.
-    pub max_topic_messages: Option<u64>,
+/// The struct, and what tables say of it: the comment of a field is its meaning, so that no field can
+/// be without one. Tables show the comments as they are: no links in them.
+macro_rules! capabilities {
+    (
+        $(#[doc = $about:literal])+
+        pub struct Capabilities {
+            $($(#[doc = $meaning:literal])+ pub $field:ident: $type:ty,)+
+        }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Capabilities {
+            $($(#[doc = $meaning])+ pub $field: $type,)+
+        }
+
+        impl Capabilities {
+            /// Every field in words, in the order of the struct: for tables.
+            pub fn describe(&self) -> Vec<Described> {
+                vec![$(Described::new(
+                    stringify!($field),
+                    concat!($($meaning),+),
+                    Show::show(&self.$field),
+                )),+]
+            }
+        }
+    };
+}
+
+capabilities! {
+    /// What a backend can do: *operations*, whose absence means an
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) error, and *strengths*, the values at which
+    /// the clauses of the contract hold. Probed at connect from the server's version and its echoed
+    /// configuration.
+    pub struct Capabilities {
+        /// Operation: messages with an expiry.
+        pub ttl: bool,
+        /// Operation: messages delivered later.
+        pub delay: bool,
+        /// Operation: priorities other than normal.
+        pub priority: bool,
+        /// Operation: dedup by idempotency key.
+        pub dedup: bool,
+        /// Operation: subscriptions with wildcards.
+        pub wildcard: bool,
+        /// Operation: subscriptions with a filter.
+        pub filter: bool,
+        /// Operation: order by key across members, `Order::PerKey`.
+        pub order_per_key: bool,
+        /// Operation: reading without a group.
+        pub read: bool,
+        /// Operation: pausing a whole group.
+        pub pause_group: bool,
+        /// Operation: any idle member of a group can get any of its messages. Without it a topic is a
+        /// partitioned log: a message goes to the member that owns its partition, and members that
+        /// join, leave or die move partitions, with revocations.
+        pub any_member: bool,
+        /// Strength: what a receipt survives.
+        pub durability: Durability,
+        /// Strength: what a confirmed ack survives.
+        pub ack_durability: Durability,
+        /// Strength: the attempt of a delivery.
+        pub attempts: Exactness,
+        /// Strength: on reclaim from a dead member, or after an outage of the broker that was longer
+        /// than the lease, a message that was fetched and never handed out counts as attempted once.
+        pub reclaim_counts_prefetch: bool,
+        /// Strength: the figures of `Lag`.
+        pub lag: Exactness,
+        /// Strength: the longest wait until a nacked message is available to an idle member.
+        pub nack_latency: Duration,
+        /// Strength: how long after its due time a delayed redelivery comes to an idle member.
+        pub delay_slack: Duration,
+        /// Strength: how long after its lease ended a dead member's message comes to an idle one.
+        pub reclaim_slack: Duration,
+        /// Strength: how far the clock that judges leases may be off.
+        pub clock_error: Duration,
+        /// Strength: the largest message, as `Message::size` counts it.
+        pub max_message_bytes: usize,
+        /// Strength: how many unsettled entries a topic keeps before publishing fails with `Full`;
+        /// `None` where only the broker's memory bounds it.
+        pub max_topic_messages: Option<u64>,
+    }
+}
+
+/// A field of [`Capabilities`] in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Described {
+    /// The field: `nack_latency`.
+    pub name: &'static str,
+    /// Whether it is an operation, which is there or not; or else a strength.
+    pub operation: bool,
+    /// What it means, as a sentence.
+    pub meaning: String,
+    /// Its value: `yes`, `Disk`, `250 ms`, `1 MiB`.
+    pub value: String,
+}
+
+impl Described {
+    fn new(name: &'static str, comment: &str, value: String) -> Self {
+        let comment = comment.trim();
+        let (kind, meaning) = comment.split_once(": ").unwrap_or(("", comment));
+        // A sentence of its own begins with a capital, also where it began behind a colon.
+        let mut letters = meaning.chars();
+        let first = letters.next().map(char::to_uppercase);
+        Self {
+            name,
+            operation: kind == "Operation",
+            meaning: first.into_iter().flatten().chain(letters).collect(),
+            value,
+        }
+    }
+}
+
+/// How a value of a capability is shown.
+trait Show {
+    fn show(&self) -> String;
+}
+
+impl Show for bool {
+    fn show(&self) -> String {
+        if *self { "yes" } else { "no" }.to_owned()
+    }
+}
+
+impl Show for Durability {
+    fn show(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+impl Show for Exactness {
+    fn show(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+impl Show for Duration {
+    fn show(&self) -> String {
+        match self.as_millis() {
+            0 if !self.is_zero() => format!("{} µs", self.as_micros()),
+            millis => format!("{millis} ms"),
+        }
+    }
+}
+
+impl Show for usize {
+    /// In bytes.
+    fn show(&self) -> String {
+        const MIB: usize = 1 << 20;
+        const KIB: usize = 1 << 10;
+        match *self {
+            bytes if bytes >= MIB && bytes % MIB == 0 => format!("{} MiB", bytes / MIB),
+            bytes if bytes >= KIB && bytes % KIB == 0 => format!("{} KiB", bytes / KIB),
+            bytes => format!("{bytes} bytes"),
+        }
+    }
+}
+
+impl Show for Option<u64> {
+    /// A bound.
+    fn show(&self) -> String {
+        self.map_or_else(|| "none".to_owned(), |bound| bound.to_string())
+    }
 }
 
 /// How the pumps drive a backend: what was measured to be best for it.
@@ -205,5 +316,35 @@ impl TransportInfo {
             return Err(self.unsupported("subscribe", "Order::PerKey is not supported"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comment_becomes_a_sentence() {
+        let described = Described::new("lag", " Strength: the figures\n of `Lag`.", "Exact".into());
+        assert!(!described.operation);
+        assert_eq!(described.meaning, "The figures\n of `Lag`.");
+        let described = Described::new("ttl", " Operation: messages.", "no".into());
+        assert!(described.operation);
+        assert_eq!(described.meaning, "Messages.");
+    }
+
+    #[test]
+    fn values_are_shown_with_their_units() {
+        assert_eq!(true.show(), "yes");
+        assert_eq!(Durability::Disk.show(), "Disk");
+        assert_eq!(Exactness::AtLeast.show(), "AtLeast");
+        assert_eq!(Duration::ZERO.show(), "0 ms");
+        assert_eq!(Duration::from_micros(20).show(), "20 µs");
+        assert_eq!(Duration::from_millis(1500).show(), "1500 ms");
+        assert_eq!((1usize << 20).show(), "1 MiB");
+        assert_eq!((96usize << 10).show(), "96 KiB");
+        assert_eq!(1000usize.show(), "1000 bytes");
+        assert_eq!(None::<u64>.show(), "none");
+        assert_eq!(Some(10_000u64).show(), "10000");
     }
 }

@@ -93,7 +93,10 @@ impl RedisHarness {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let server = match &*shared {
             Some(server) => server,
-            None => shared.insert(Arc::new(RedisServer::start(&[])?)),
+            None => {
+                println!("redis: {}", RedisServer::available()?);
+                shared.insert(Arc::new(RedisServer::start(&[])?))
+            }
         };
         Ok(format!("redis://{}", server.address()))
     }
@@ -117,7 +120,7 @@ impl Harness for RedisHarness {
     }
 
     fn abilities(&self) -> &[Ability] {
-        if RedisServer::program().is_ok() {
+        if RedisServer::available().is_ok() {
             OWN
         } else {
             SHARED

@@ -9,6 +9,7 @@
 //!
 //! `cargo test -p conformance-tests mutants -- --nocapture` prints the table, without `--nocapture`
 //! only its last lines. `MAS_MUTANT=name` runs one mutant and prints why each trial failed.
+//! `MAS_FULL=1 UPDATE_DOCS=1` writes the columns of mutants in docs/reference/clauses.md.
 
 mod closing;
 mod codec;
@@ -17,8 +18,12 @@ mod edits;
 mod grouping;
 mod harness;
 mod leasing;
+#[path = "../reference/page.rs"]
+mod page;
 mod publishing;
 mod settling;
+#[path = "../reference/table.rs"]
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -71,6 +76,8 @@ const CONTROL: Mutant = Mutant {
     make: |_| Edits::fields(|_, _| {}),
 };
 
+/// In the page of clauses, where a clause has no mutant that only its trials kill.
+const NONE: &str = "none";
 /// Fewest mutants.
 const LEAST: usize = 40;
 /// How many other clauses have to kill a mutant before the rest is left out.
@@ -94,6 +101,16 @@ struct Killed {
 impl Killed {
     fn others(&self, clause: &str) -> Vec<&'static str> {
         self.by.keys().copied().filter(|c| *c != clause).collect()
+    }
+
+    /// The other clauses that killed it by a trial that came to its end.
+    fn others_for_certain(&self, clause: &str) -> Vec<&'static str> {
+        let ended = |(clause, trials): (&&'static str, &Vec<&str>)| {
+            let stuck = |t: &&str| self.stuck.contains(&format!("{clause}_{t}"));
+            (!trials.iter().all(stuck)).then_some(*clause)
+        };
+        let by = self.by.iter().filter_map(ended);
+        by.filter(|c| *c != clause).collect()
     }
 
     fn is_exclusive(&self, clause: &str) -> bool {
@@ -142,6 +159,11 @@ fn judge(table: bool) -> Result<(), String> {
         print_table(&mutants, &results);
     }
     let mut problems = problems(&mutants, &results, wanted.is_some());
+    if wanted.is_none()
+        && let Err(why) = page_of_clauses(&mutants, &results)
+    {
+        problems.push(why);
+    }
     if !noise.is_empty() {
         problems.push(format!("trials that fail without a mutant: {noise:?}"));
     }
@@ -317,6 +339,42 @@ fn problems(mutants: &[Mutant], results: &[Killed], partial: bool) -> Vec<String
         ));
     }
     problems
+}
+
+/// The columns of mutants in docs/reference/clauses.md are true. An ordinary run does not try every
+/// mutant on every trial, so it sees more of them killed by one clause alone than there are: what the
+/// page names has to be among those.
+fn page_of_clauses(mutants: &[Mutant], results: &[Killed]) -> Result<(), String> {
+    let page = page::Page::read(table::NAME);
+    let update = page::updates();
+    let mut columns = table::Columns::new();
+    for clause in CLAUSES {
+        let pairs = mutants.iter().zip(results);
+        let own: Vec<_> = pairs.filter(|(m, _)| m.clause == clause.id).collect();
+        columns.insert((clause.id, table::MUTANTS), own.len().to_string());
+        let alone: Vec<_> = own
+            .iter()
+            .filter(|(_, killed)| match update {
+                true => killed.is_exclusive(clause.id),
+                // A trial that was given up on a busy machine says nothing.
+                false => killed.others_for_certain(clause.id).is_empty(),
+            })
+            .map(|(mutant, _)| format!("`{}`", mutant.name))
+            .collect();
+        let claimed = page.cell(clause.id, table::ALONE);
+        let holds = |name: &str| name == NONE || alone.iter().any(|a| a == name);
+        let named = match alone.is_empty() {
+            true => NONE.to_owned(),
+            false => alone.join(", "),
+        };
+        let column = match !update && claimed.split(", ").all(holds) {
+            true => claimed,
+            false => named,
+        };
+        columns.insert((clause.id, table::ALONE), column);
+    }
+    let new = table::generate(&page, &columns);
+    page.settle(&new)
 }
 
 /// The clauses that have a mutant which only their own trials kill.

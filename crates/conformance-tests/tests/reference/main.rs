@@ -1,0 +1,7 @@
+//! The pages of docs/reference that come from the code and from real servers: they are generated
+//! with `UPDATE_DOCS=1`, and compared without it.
+
+mod capabilities;
+mod clauses;
+mod page;
+mod table;
