@@ -348,12 +348,17 @@ impl Group {
         Some(Settled::Done)
     }
 
-    /// Gives back everything that a member holds, as if it had not been handed out.
+    /// Gives back everything that a member holds at the end of its close. It gave back by itself what
+    /// it had not handed out, so these are attempts.
     pub(crate) fn return_all(&mut self, now: Instant, member: MemberId, store: &Store) {
         for token in self.leases.tokens(|l| l.member == member) {
             if let Some(lease) = self.leases.end(token) {
                 self.ended(&lease);
-                self.come_back(now, &lease, lease.past, Duration::ZERO, store);
+                let past = Past {
+                    made: lease.attempts_made(),
+                    ..lease.past
+                };
+                self.come_back(now, &lease, past, Duration::ZERO, store);
             }
         }
     }

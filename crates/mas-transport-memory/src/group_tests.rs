@@ -331,7 +331,11 @@ fn run(ops: Vec<Op>) {
                 pair.group.return_all(now, member, &store);
                 assert!(pair.group.is_drained(member));
                 for offset in 0..gone.len() {
-                    if matches!(pair.model.entries[offset].at, Where::Held(m, ..) if m == member) {
+                    let entry = &mut pair.model.entries[offset];
+                    if let Where::Held(m, _, counted) = entry.at
+                        && m == member
+                    {
+                        entry.made += u32::from(counted);
                         pair.model.back(offset, now, &gone);
                     }
                 }

@@ -383,7 +383,7 @@ async fn close_waits_for_what_is_out_and_returns_the_rest() {
     assert_eq!(pending.await.unwrap(), ErrorKind::Closed);
     let mut b = Agent::join(&other, "a", "g").await;
     let back = b.take(9).await;
-    assert_eq!((texts(&back), back[0].attempt), (vec!["2"], 1));
+    assert_eq!((texts(&back), back[0].attempt), (vec!["2"], 2));
 
     let ((), took) = timed(async { bus.close(deadline).await.unwrap() }).await;
     assert_eq!(took, Duration::ZERO);

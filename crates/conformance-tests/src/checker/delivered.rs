@@ -270,18 +270,7 @@ impl<'h> Checker<'h> {
             }
         );
         let exact = self.rules.attempts == Exactness::Exact && !self.state.died;
-        // What a consumer still had in hand when it was closed is given back: the broker cannot
-        // know that it was handed out.
-        let holder = self.state.members.get(&before.member);
-        let closed = holder.is_some_and(|m| m.gone && !m.crashed)
-            && !matches!(
-                before.holding,
-                Holding::Settled {
-                    ended: Ended::Done,
-                    ..
-                }
-            );
-        let least = if returned || closed {
+        let least = if returned {
             before.attempt
         } else {
             before.attempt + 1
