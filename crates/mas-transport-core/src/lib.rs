@@ -33,6 +33,7 @@ mod error;
 mod headers;
 mod health;
 mod message;
+mod metrics;
 #[cfg(feature = "mutants")]
 pub mod mutation;
 mod name;
@@ -47,6 +48,7 @@ pub use error::*;
 pub use headers::*;
 pub use health::*;
 pub use message::*;
+pub use metrics::Metrics;
 pub use name::*;
 pub use publisher::*;
 pub use record::*;

@@ -16,6 +16,7 @@ use crate::capabilities::TransportInfo;
 use crate::coalesce::{Bounds, Line, Sink, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
+use crate::metrics::{Counters, Metrics};
 use crate::transport::{Receipt, Transport};
 
 /// Most bytes in one call of [`Transport::publish`], so that a batch of large messages does not
@@ -60,6 +61,7 @@ pub struct Publisher(Arc<Inner>);
 struct Inner {
     line: Line<Message, Result<Receipt>>,
     room: Arc<Room>,
+    counters: Arc<Counters>,
     options: PublishOptions,
     info: Arc<TransportInfo>,
 }
@@ -100,10 +102,13 @@ impl Publisher {
             messages: Semaphore::new(options.queue_messages),
             bytes: Semaphore::new(options.queue_bytes),
         });
+        let counters = Arc::new(Counters::new());
         let sink = Outgoing {
             backend: info.backend,
             transport,
             room: room.clone(),
+            counters: counters.clone(),
+            timeout: options.publish_timeout,
             info: info.clone(),
         };
         let bounds = Bounds {
@@ -115,6 +120,7 @@ impl Publisher {
         Self(Arc::new(Inner {
             line: Line::start(Arc::new(sink), bounds),
             room,
+            counters,
             options,
             info,
         }))
@@ -153,13 +159,16 @@ impl Publisher {
                 duplicate: false,
             }))));
         }
-        room?;
+        room.inspect_err(|_| self.0.counters.failed(1))?;
         if mutated!(self.0.info, PublishLosesOnCancel) {
             tokio::task::yield_now().await;
         }
         match self.0.line.push(message, bytes, since) {
             Ok(ticket) => Ok(Pending(ticket)),
-            Err(_) => Err(self.closed()),
+            Err(_) => {
+                self.0.counters.failed(1);
+                Err(self.closed())
+            }
         }
     }
 
@@ -192,6 +201,7 @@ impl Publisher {
                 }
             }
             if let Some(error) = &failed {
+                self.0.counters.failed(count as u64);
                 // Later parts are not sent either: a gap in the middle would break the order.
                 outcomes.extend(std::iter::repeat_n(error.clone(), count).map(Err));
             }
@@ -201,6 +211,13 @@ impl Publisher {
         }
         results.extend(outcomes);
         results
+    }
+
+    /// What this pump has done so far, its clones included.
+    pub fn metrics(&self) -> Metrics {
+        let taken = self.0.options.queue_messages;
+        let taken = taken.saturating_sub(self.0.room.messages.available_permits());
+        self.0.counters.read(taken as u64)
     }
 
     /// Takes no more messages and waits until every accepted one has its outcome, or the deadline.
@@ -315,6 +332,8 @@ struct Outgoing {
     transport: Arc<dyn Transport>,
     backend: &'static str,
     room: Arc<Room>,
+    counters: Arc<Counters>,
+    timeout: Duration,
     info: Arc<TransportInfo>,
 }
 
@@ -341,10 +360,20 @@ impl Sink<Message, Result<Receipt>> for Outgoing {
                 }
             });
         }
-        confirm
+        let counters = self.counters.clone();
+        // The deadline of a batch is one timeout after its first message.
+        let begun = deadline - self.timeout;
+        Box::pin(async move {
+            let results = confirm.await;
+            let published = results.iter().filter(|result| result.is_ok()).count();
+            let failed = results.len() - published;
+            counters.batch(published as u64, failed as u64, begun);
+            results
+        })
     }
 
     fn unsent(&self, _message: Message) -> Result<Receipt> {
+        self.counters.failed(1);
         let error = Error::new(
             ErrorKind::Timeout,
             "publish",
@@ -358,6 +387,7 @@ impl Sink<Message, Result<Receipt>> for Outgoing {
     }
 
     fn unanswered(&self) -> Result<Receipt> {
+        self.counters.failed(1);
         Err(Error::new(
             ErrorKind::Timeout,
             "publish",

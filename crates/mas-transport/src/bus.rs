@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mas_transport_core::{
-    Admin, Consumer, Error, Group, Health, Lag, Message, Pending, PublishOptions, Publisher,
-    Receipt, Result, Subscription, Topic, Transport, TransportInfo,
+    Admin, Consumer, Error, Group, Health, Lag, Message, Metrics, Pending, PublishOptions,
+    Publisher, Receipt, Result, Subscription, Topic, Transport, TransportInfo,
 };
 use tokio::time::Instant;
 
@@ -277,6 +277,12 @@ impl Bus {
                 .with("guard", guard.topic.escape_debug()));
         }
         self.admin().purge(&Topic::stored(topic)?).await
+    }
+
+    /// What this bus has done so far, its clones included: counted here, so asking costs nothing
+    /// and works while the broker is away.
+    pub fn metrics(&self) -> Metrics {
+        self.publisher.metrics()
     }
 
     /// Topics, groups, lag.

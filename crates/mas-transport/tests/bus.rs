@@ -48,6 +48,34 @@ async fn what_is_published_is_received_and_settled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_published_and_what_failed_is_counted() {
+    let options = BusOptions::new().group("g");
+    let bus = Bus::with_options(transport().await, options);
+    let clone = bus.clone();
+    let message = || Message::new("a", "x").unwrap();
+    bus.publish(message()).await.unwrap();
+    clone.publish(message()).await.unwrap();
+    let batch = vec![message(), message().header("UPPER", "refused"), message()];
+    assert!(bus.publish_batch(batch).await[1].is_err());
+    let metrics = bus.metrics();
+    assert_eq!((metrics.published, metrics.failed), (4, 1));
+    assert_eq!(metrics.in_flight, 0);
+    assert!(
+        metrics.latency.is_some() && metrics.per_second > 0.0,
+        "{metrics:?}"
+    );
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let later = bus.metrics();
+    assert!(
+        later.uptime >= Duration::from_secs(60) && later.per_second == 0.0,
+        "{later:?}"
+    );
+    bus.close(Duration::from_secs(1)).await.unwrap();
+    bus.publish(message()).await.unwrap_err();
+    assert_eq!(clone.metrics().failed, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_source_of_the_bus_is_that_of_messages_without_one() {
     let options = BusOptions::new().source("/agents/planner");
     let bus = Bus::with_options(transport().await, options);
