@@ -226,7 +226,7 @@ impl fmt::Display for Time {
         let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
         match units
             .into_iter()
-            .find(|(unit, _)| millis >= *unit && millis % unit == 0)
+            .find(|(unit, _)| millis >= *unit && millis.is_multiple_of(*unit))
         {
             Some((unit, name)) => write!(f, "{}{name}", millis / unit),
             None => write!(f, "{millis}ms"),
