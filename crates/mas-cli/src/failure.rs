@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use mas_transport::{Error, ErrorKind};
 
+use crate::output::tell;
+
 /// What keeps a command from its work: told in one line, with a second one that says what to do.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -24,9 +26,26 @@ impl Failure {
         }
     }
 
+    /// Says what to do.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// What happened.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What to do about it.
+    pub(crate) fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Writes it to stderr.
     pub(crate) fn report(&self) -> ExitCode {
-        eprintln!("mas: {self}");
+        tell!("mas: {self}");
         ExitCode::from(Self::EXIT)
     }
 }

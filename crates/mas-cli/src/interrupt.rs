@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::failure::Failure;
+use crate::output::tell;
 
 /// The requests to end: SIGINT, which is Ctrl-C, and SIGTERM.
 #[derive(Debug)]
@@ -46,6 +49,29 @@ impl Interrupts {
         #[cfg(not(unix))]
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending().await
+        }
+    }
+
+    /// Does the work of a command. A first request to end cancels `stop`, which asks the work to
+    /// finish what it has begun; a second one gives it up: `None`.
+    pub(crate) async fn drain<T>(
+        &mut self,
+        command: &str,
+        stop: &CancellationToken,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        tokio::pin!(work);
+        tokio::select! {
+            biased;
+            done = &mut work => return Some(done),
+            () = self.next() => {}
+        }
+        stop.cancel();
+        tell!("mas {command}: stopping; once more ends at once");
+        tokio::select! {
+            biased;
+            done = &mut work => Some(done),
+            () = self.next() => None,
         }
     }
 

@@ -1,64 +1,12 @@
 //! The real `mas load`.
 
+mod common;
+
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
 
-/// Longer than any of these runs takes, drain included, on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
-
-fn mas(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mas"));
-    for name in [
-        "PROTOCOL_TYPE",
-        "REDIS_ADDR",
-        "REDIS_USERNAME",
-        "REDIS_PASSWORD",
-        "REDIS_DB",
-        "MAS_NAMESPACE",
-    ] {
-        command.env_remove(name);
-    }
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-/// The output of a process that ends within the limit.
-fn finish(child: Child) -> Output {
-    let id = child.id();
-    let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || tell.send(child.wait_with_output()));
-    match told.recv_timeout(LIMIT) {
-        Ok(output) => output.unwrap(),
-        Err(_) => {
-            signal(id, "KILL");
-            panic!("mas did not end within {LIMIT:?}");
-        }
-    }
-}
-
-fn signal(id: u32, name: &str) {
-    let sent = Command::new("kill")
-        .args([&format!("-{name}"), &id.to_string()])
-        .status()
-        .unwrap();
-    assert!(sent.success());
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
-}
-
-/// The last line of stdout.
-fn json(output: &Output) -> serde_json::Value {
-    let last = text(&output.stdout).lines().last().unwrap_or_default();
-    serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last:?}"))
-}
+#[cfg(unix)]
+use common::{LIMIT, signal};
+use common::{finish, json, mas, text};
 
 #[cfg(feature = "memory")]
 #[test]
@@ -176,22 +124,16 @@ fn arguments_are_checked() {
 
 #[cfg(all(unix, feature = "redis"))]
 mod redis {
+    use std::process::Child;
     use std::time::Instant;
 
     use conformance_tests::fixtures::RedisServer;
 
     use super::*;
 
-    /// A server of our own; `None`, when there is no program for it and none is required.
+    /// Flushed on every write, so that a receipt survives the kill.
     fn server() -> Option<RedisServer> {
-        if let Err(reason) = RedisServer::available() {
-            let required = std::env::var("REQUIRE_REDIS").is_ok_and(|value| value == "1");
-            assert!(!required, "{reason}");
-            println!("SKIPPED backend=redis reason={reason}");
-            return None;
-        }
-        // Flushed on every write, so that a receipt survives the kill.
-        Some(RedisServer::start(&[("appendonly", "yes"), ("appendfsync", "always")]).unwrap())
+        common::redis::server(&[("appendonly", "yes"), ("appendfsync", "always")])
     }
 
     fn load(server: &RedisServer, arguments: &[&str]) -> Child {

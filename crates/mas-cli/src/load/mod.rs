@@ -11,7 +11,6 @@ mod sender;
 mod stamp;
 mod tally;
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -20,8 +19,11 @@ use tokio_util::sync::CancellationToken;
 use self::report::Report;
 use self::run::Run;
 use self::stamp::MIN_PAYLOAD;
+use crate::connect::Connection;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
+use crate::output::{self, tell};
+use crate::text::duration;
 
 /// Agents write to each other at a steady rate; every message is accounted for.
 ///
@@ -66,14 +68,6 @@ pub(crate) struct Args {
     drain: Duration,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("it is more than nothing".into()),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}; write 500ms, 10s or 2h")),
-    }
-}
-
 fn payload(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(bytes) if bytes >= MIN_PAYLOAD => Ok(bytes),
@@ -85,37 +79,25 @@ fn payload(text: &str) -> Result<usize, String> {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: Args) -> Result<ExitCode, Failure> {
+pub(crate) async fn run(args: Args, connection: &Connection) -> Result<ExitCode, Failure> {
     let mut interrupts = Interrupts::listen()?;
     let run = tokio::select! {
-        run = Run::prepare(&args) => run?,
+        run = Run::prepare(&args, connection) => run?,
         () = interrupts.next() => return Ok(Interrupts::exit()),
     };
     let stop = CancellationToken::new();
-    let report = {
-        let executed = run.execute(&args, &stop);
-        tokio::pin!(executed);
-        tokio::select! {
-            biased;
-            report = &mut executed => report?,
-            () = interrupts.next() => {
-                stop.cancel();
-                eprintln!("mas load: stopping; once more ends at once");
-                tokio::select! {
-                    biased;
-                    report = &mut executed => report?,
-                    () = interrupts.next() => return Ok(Interrupts::exit()),
-                }
-            }
-        }
+    let executed = run.execute(&args, &stop);
+    let Some(report) = interrupts.drain("load", &stop, executed).await else {
+        return Ok(Interrupts::exit());
     };
+    let report = report?;
     print(&report, args.json)?;
     for warning in report.warnings() {
-        eprintln!("mas load: warning: {warning}");
+        tell!("mas load: warning: {warning}");
     }
     let failures = report.failures();
     for failure in &failures {
-        eprintln!("mas load: {failure}");
+        tell!("mas load: {failure}");
     }
     Ok(match failures.is_empty() {
         true => ExitCode::SUCCESS,
@@ -124,14 +106,9 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Failure> {
 }
 
 fn print(report: &Report, json: bool) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    let mut write = || {
-        writeln!(out, "{report}")?;
-        if json {
-            serde_json::to_writer(&mut out, report)?;
-            writeln!(out)?;
-        }
-        out.flush()
-    };
-    write().map_err(|error| Failure::new(format!("cannot write the report: {error}")))
+    output::print(&format!("{report}\n"))?;
+    match json {
+        true => output::json_line(report),
+        false => Ok(()),
+    }
 }

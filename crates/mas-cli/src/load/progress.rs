@@ -4,8 +4,9 @@ use std::io::{IsTerminal, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::report::{grouped, millis};
+use super::report::millis;
 use super::tally::Tally;
+use crate::text::grouped;
 
 /// Writes one line a second: over the last one on a terminal, below it elsewhere.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::tally::Percentiles;
+use crate::text::grouped;
 
 /// The outcome of a run. As JSON it is one object with these names; durations end in their unit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -223,19 +224,6 @@ pub(crate) fn millis(value: f64) -> String {
     }
 }
 
-/// A number with its thousands set apart.
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,13 +343,5 @@ memory 0.1.0, 10 agents, 256 B payload, 10,000/s asked for, interrupted
                 r#""memory_mb":23.456,"duration_s":10.012,"interrupted":false}"#,
             )
         );
-    }
-
-    #[test]
-    fn numbers_are_grouped() {
-        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000")] {
-            assert_eq!(grouped(number), text);
-        }
-        assert_eq!(grouped(1_234_567), "1,234,567");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use mas_transport::{Bus, Consumer, Error, Group, Result, Subscription, Topic};
+use mas_transport::{Bus, Consumer, Group, Result, Subscription, Topic};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,9 @@ use super::report::{Report, round};
 use super::schedule::Plan;
 use super::sender::{Sender, Sent};
 use super::tally::Tally;
+use crate::connect::Connection;
 use crate::failure::Failure;
+use crate::output::tell;
 use crate::usage::{Usage, usage};
 
 /// The group of every inbox.
@@ -58,7 +60,7 @@ struct Agent {
 
 impl Run {
     /// Connects every agent and subscribes it to its inbox.
-    pub(super) async fn prepare(args: &Args) -> Result<Self, Failure> {
+    pub(super) async fn prepare(args: &Args, connection: &Connection) -> Result<Self, Failure> {
         let tally = Tally::new().map_err(|error| Failure::new(error.to_string()))?;
         let run = uuid::Uuid::now_v7().simple().to_string();
         // The end of the id is its random part.
@@ -68,14 +70,14 @@ impl Run {
             .collect::<Result<_>>()?;
         let agents: Vec<Agent> = stream::iter(inboxes.iter().cloned())
             .map(|inbox| async move {
-                let bus = Bus::from_env().await?;
+                let bus = connection.bus().await?;
                 let subscription = Subscription::new(inbox.as_str())
                     .group(GROUP)
                     .lease(args.lease)
                     .max_attempts(MAX_ATTEMPTS)
                     .prefetch(args.prefetch as usize);
                 let consumer = Arc::new(bus.subscribe(subscription).await?);
-                Ok::<_, Error>(Agent { bus, consumer })
+                Ok::<_, Failure>(Agent { bus, consumer })
             })
             .buffered(CONNECTING)
             .try_collect()
@@ -277,7 +279,7 @@ impl Run {
         let agents = self.agents.iter().zip(&*self.inboxes);
         let done = agents.map(|(agent, inbox)| async move {
             if let Ok(Err(error)) = timeout_at(deadline, agent.bus.admin().purge(inbox)).await {
-                eprintln!("mas load: warning: an inbox was not emptied: {error}");
+                tell!("mas load: warning: an inbox was not emptied: {error}");
             }
             // The report stands, whether or not the connection ends in good order.
             let _ = agent.bus.close(CLOSING).await;

@@ -66,5 +66,7 @@ pub mod fields;
 pub mod raw;
 pub(crate) mod text;
 
+pub use text::rfc3339;
+
 /// The version of the wire format that this library writes.
 pub const VERSION: u32 = 1;

@@ -24,7 +24,7 @@ pub(crate) fn has_rfc3339(time: SystemTime) -> bool {
 }
 
 /// RFC 3339 in UTC, to the nanosecond; a time beyond the years 0 to 9999 as the nearest one.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
+pub fn rfc3339(time: SystemTime) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(unix_nanos(time).clamp(FIRST, LAST))
         .ok()
         .and_then(|time| time.format(&Rfc3339).ok())

@@ -1,0 +1,53 @@
+//! `mas config`: every setting there is.
+
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use mas_transport::Config;
+
+use crate::connect::Connection;
+use crate::failure::Failure;
+use crate::output;
+
+const LONG: &str = "\
+Prints a commented file with every setting, what it means, what is allowed, and its default. Each
+setting is commented out, so that the file as it is changes nothing. --config, or MAS_CONFIG in the
+environment, names the file to be read; the environment goes before it.
+
+Exit codes: 0; 2 when there is no such backend.";
+
+const EXAMPLES: &str = "\
+Examples:
+  mas config > mas.toml
+  mas config redis
+  mas config --format markdown
+  mas --config mas.toml doctor";
+
+/// Print a commented configuration file.
+#[derive(Debug, clap::Args)]
+#[command(long_about = LONG, before_long_help = "Print a commented configuration file.", after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Only what concerns this backend, such as redis; all of them when left out.
+    backend: Option<String>,
+    /// What is printed.
+    #[arg(long, value_enum, default_value_t = Format::Toml, conflicts_with = "backend")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// A file for --config and MAS_CONFIG.
+    Toml,
+    /// The reference page.
+    Markdown,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, connection: &Connection) -> Result<ExitCode, Failure> {
+    let text = match args.format {
+        Format::Toml => connection.config().example_toml(args.backend.as_deref())?,
+        Format::Markdown => Config::reference_markdown(),
+    };
+    output::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,127 @@
+//! The real `mas`, without the environment of whoever runs the tests.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::io::Write;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Longer than any of these runs takes, drain included, on a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// The command, with nothing on its standard input.
+pub(crate) fn mas(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mas"));
+    const OURS: [&str; 8] = [
+        "PROTOCOL_",
+        "TRANSPORT_",
+        "REDIS_",
+        "KAFKA_",
+        "NATS_",
+        "MESSAGE_",
+        "MAS_",
+        "RUST_LOG",
+    ];
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_string_lossy();
+        if OURS.iter().any(|prefix| told.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// The output of a process that ends within the limit.
+pub(crate) fn finish(child: Child) -> Output {
+    let id = child.id();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || tell.send(child.wait_with_output()));
+    match told.recv_timeout(LIMIT) {
+        Ok(output) => output.unwrap(),
+        Err(_) => {
+            signal(id, "KILL");
+            panic!("mas did not end within {LIMIT:?}");
+        }
+    }
+}
+
+/// The output of a command that gets this on its standard input.
+pub(crate) fn feed(mut command: Command, input: &[u8]) -> Output {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let feeding = std::thread::spawn(move || stdin.write_all(&input));
+    let output = finish(child);
+    // One that ends early closes it.
+    let _ = feeding.join().unwrap();
+    output
+}
+
+pub(crate) fn signal(id: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args([&format!("-{name}"), &id.to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+}
+
+pub(crate) fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// The last line of stdout.
+pub(crate) fn json(output: &Output) -> serde_json::Value {
+    let last = text(&output.stdout).lines().last().unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last:?}"))
+}
+
+/// Every line of stdout.
+pub(crate) fn json_lines(output: &Output) -> Vec<serde_json::Value> {
+    let read = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
+    text(&output.stdout).lines().map(read).collect()
+}
+
+#[cfg(all(unix, feature = "redis"))]
+pub(crate) mod redis {
+    use conformance_tests::fixtures::RedisServer;
+
+    use super::*;
+
+    /// A server with these options; `None`, when there is no program for it and none is required.
+    pub(crate) fn server(options: &[(&str, &str)]) -> Option<RedisServer> {
+        if let Err(reason) = RedisServer::available() {
+            let required = std::env::var("REQUIRE_REDIS").is_ok_and(|value| value == "1");
+            assert!(!required, "{reason}");
+            println!("SKIPPED backend=redis reason={reason}");
+            return None;
+        }
+        Some(RedisServer::start(options).unwrap())
+    }
+
+    /// The command against this server.
+    pub(crate) fn on(server: &RedisServer, arguments: &[&str]) -> Command {
+        let mut command = mas(arguments);
+        command
+            .env("PROTOCOL_TYPE", "redis")
+            .env("REDIS_ADDR", server.address());
+        command
+    }
+
+    /// The output of the command against this server.
+    pub(crate) fn run(server: &RedisServer, arguments: &[&str]) -> Output {
+        finish(on(server, arguments).spawn().unwrap())
+    }
+
+    /// Likewise, of a command that has to succeed.
+    pub(crate) fn succeed(server: &RedisServer, arguments: &[&str]) -> Output {
+        let output = run(server, arguments);
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
+        output
+    }
+}

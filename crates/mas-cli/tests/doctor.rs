@@ -1,0 +1,358 @@
+//! The real `mas doctor` and `mas config`, the global options, and what must be in no output.
+
+mod common;
+
+use common::{finish, json, mas, text};
+
+/// The text of what the doctor prints with these variables, and its exit code.
+fn doctor(variables: &[(&str, &str)]) -> (String, Option<i32>) {
+    let mut command = mas(&["doctor"]);
+    let output = finish(command.envs(variables.iter().copied()).spawn().unwrap());
+    (text(&output.stdout).to_owned(), output.status.code())
+}
+
+#[cfg(feature = "memory")]
+#[test]
+fn memory_is_fine_and_shows_what_it_can_do() {
+    let (told, code) = doctor(&[]);
+    assert_eq!(code, Some(0), "{told}");
+    for part in [
+        "inmemory",
+        "default",
+        "durability",
+        "volatile",
+        "nothing is wrong",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(
+        !told.contains('\u{1b}'),
+        "colours are for terminals: {told}"
+    );
+    let output = finish(mas(&["doctor", "--json"]).spawn().unwrap());
+    let json = json(&output);
+    assert_eq!(json["verdict"], "ok");
+    assert_eq!(json["backend"], "memory");
+    let capabilities = json["connection"]["capabilities"].as_array().unwrap();
+    let any_member = capabilities.iter().find(|row| row["name"] == "any_member");
+    assert_eq!(any_member.unwrap()["value"], true);
+}
+
+#[test]
+fn a_backend_that_is_not_built_in_names_its_feature() {
+    let (told, code) = doctor(&[("PROTOCOL_TYPE", "kafka")]);
+    assert_eq!(code, Some(2));
+    assert!(told.contains("cargo feature \"kafka\""), "{told}");
+}
+
+#[test]
+fn an_unknown_backend_is_answered_with_those_there_are() {
+    let (told, code) = doctor(&[("PROTOCOL_TYPE", "rabbit")]);
+    assert_eq!(code, Some(2));
+    assert!(told.contains("PROTOCOL_TYPE=rabbit"), "{told}");
+    for (backend, there) in [
+        ("memory", cfg!(feature = "memory")),
+        ("redis", cfg!(feature = "redis")),
+    ] {
+        let verdict = told.split("Verdict").nth(1).unwrap();
+        assert_eq!(
+            verdict.contains(backend),
+            there || verdict.contains("lacks"),
+            "{told}"
+        );
+    }
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn everything_that_is_wrong_is_told_at_once() {
+    let variables = [
+        ("PROTOCOL_TYPE", "redis"),
+        ("REDIS_DB", "x"),
+        ("REDIS_POOL_SIZE", "-1"),
+        ("REDIS_STREAM_MAXLEN", "5"),
+        ("REDIS_PASSWORD", "hush-hush"),
+    ];
+    let (told, code) = doctor(&variables);
+    assert_eq!(code, Some(2), "{told}");
+    let verdict = told.split("Verdict").nth(1).unwrap();
+    for part in [
+        "REDIS_DB=x: ",
+        "REDIS_POOL_SIZE=-1: ",
+        "1 to 1000",
+        "REDIS_STREAM_MAXLEN",
+        "did you mean REDIS_STREAM_MAX_LEN?",
+    ] {
+        assert!(verdict.contains(part), "{part}: {told}");
+    }
+    assert!(told.contains("environment REDIS_DB"), "{told}");
+    assert!(told.contains("***") && !told.contains("hush"), "{told}");
+    let mut command = mas(&["doctor", "--json"]);
+    let output = finish(command.envs(variables).spawn().unwrap());
+    let json = json(&output);
+    assert_eq!(json["verdict"], "broken");
+    let names: Vec<_> = json["problems"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| &p["name"])
+        .collect();
+    for name in ["REDIS_DB", "REDIS_POOL_SIZE", "REDIS_STREAM_MAXLEN"] {
+        assert!(names.contains(&&name.into()), "{json}");
+    }
+    assert_eq!(json["connection"], serde_json::Value::Null);
+    // The other commands tell the same.
+    let mut command = mas(&["lag"]);
+    let output = finish(command.envs(variables).spawn().unwrap());
+    assert_eq!(output.status.code(), Some(2));
+    let errors = text(&output.stderr);
+    assert!(
+        errors.contains("REDIS_DB=x") && errors.contains("REDIS_STREAM_MAX_LEN"),
+        "{errors}"
+    );
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn a_server_that_is_not_there_is_told_with_what_to_do() {
+    // A port that was free just now: nobody listens there.
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = held.local_addr().unwrap().to_string();
+    drop(held);
+    let (told, code) = doctor(&[
+        ("PROTOCOL_TYPE", "redis"),
+        ("REDIS_ADDR", &addr),
+        ("REDIS_CONNECT_TIMEOUT", "100ms"),
+        // Waiting for it is for services.
+        ("TRANSPORT_STARTUP", "wait"),
+    ]);
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains(&addr) && told.contains("REDIS_ADDR=host:port"),
+        "{told}"
+    );
+}
+
+#[cfg(feature = "memory")]
+#[test]
+fn options_go_before_the_environment() {
+    let mut command = mas(&[
+        "--protocol",
+        "memory",
+        "--set",
+        "MESSAGE_MAX_RETRIES=9",
+        "doctor",
+    ]);
+    let output = finish(command.env("PROTOCOL_TYPE", "rabbit").spawn().unwrap());
+    let told = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    let retries = told
+        .lines()
+        .find(|line| line.contains("MESSAGE_MAX_RETRIES"));
+    let retries: Vec<_> = retries.unwrap().split_whitespace().collect();
+    assert_eq!(retries, ["MESSAGE_MAX_RETRIES", "9", "command", "line"]);
+    // They may stand behind the command as well.
+    let mut command = mas(&["doctor", "--namespace", "a.b", "--json"]);
+    let output = finish(command.spawn().unwrap());
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(json(&output)["problems"][0]["name"], "MAS_NAMESPACE");
+}
+
+#[cfg(feature = "memory")]
+#[test]
+fn the_printed_file_can_be_used() {
+    let output = finish(mas(&["config"]).spawn().unwrap());
+    assert!(output.status.success());
+    let file = text(&output.stdout);
+    for name in ["[redis]", "# pool_size = 10", "[message]"] {
+        assert!(file.contains(name), "{name}: {file}");
+    }
+    let path = std::env::temp_dir().join(format!("mas-{}.toml", std::process::id()));
+    // Its lines say what is so anyway; one is made to say something.
+    let edited = file.replace("# max_retries = 3", "max_retries = 7");
+    std::fs::write(&path, &edited).unwrap();
+    let path_text = path.to_str().unwrap();
+    let output = finish(mas(&["doctor", "--config", path_text]).spawn().unwrap());
+    std::fs::remove_file(&path).unwrap();
+    let told = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    let retries = told
+        .lines()
+        .find(|line| line.contains("MESSAGE_MAX_RETRIES"))
+        .unwrap();
+    assert!(retries.contains(" 7 "), "{retries}");
+    assert!(retries.contains("message.max_retries"), "{retries}");
+    let output = finish(mas(&["config", "rabbit"]).spawn().unwrap());
+    assert_eq!(output.status.code(), Some(2));
+    let output = finish(mas(&["config", "--format", "markdown"]).spawn().unwrap());
+    assert!(text(&output.stdout).contains("| `REDIS_POOL_SIZE` |"));
+}
+
+#[test]
+fn a_filter_of_logs_that_is_not_understood_is_told() {
+    let mut command = mas(&["doctor"]);
+    let output = finish(command.env("RUST_LOG", "a=b=c").spawn().unwrap());
+    assert!(text(&output.stderr).contains("RUST_LOG is not understood"));
+}
+
+#[cfg(all(unix, feature = "redis"))]
+mod redis {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use conformance_tests::fixtures::RedisServer;
+
+    use super::common::redis::{on, run, server};
+    use super::*;
+
+    /// A name, variables, and options.
+    type Way<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
+    const PASSWORD: &str = "hush-Zk9/x";
+
+    /// From now on the server wants the password.
+    fn protect(server: &RedisServer) {
+        let mut connection = TcpStream::connect(server.address()).unwrap();
+        let command = format!("CONFIG SET requirepass {PASSWORD}\r\n");
+        connection.write_all(command.as_bytes()).unwrap();
+        let mut answer = [0; 5];
+        connection.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"+OK\r\n");
+    }
+
+    #[test]
+    fn the_password_is_in_no_output_of_any_command() {
+        let Some(server) = server(&[]) else { return };
+        protect(&server);
+        let url = format!(
+            "redis://:{}@{}/0",
+            PASSWORD.replace('/', "%2F"),
+            server.address()
+        );
+        let set = format!("REDIS_PASSWORD={PASSWORD}");
+        let commands: [&[&str]; 14] = [
+            &["pub", "t", "a", "b", "c"],
+            &["pub", "t", "a", "--json"],
+            &["sub", "t", "-g", "g", "-n", "2"],
+            &["sub", "t", "-g", "g", "-n", "1", "--json", "--ack", "never"],
+            &["topics"],
+            &["topics", "--json"],
+            &["lag"],
+            &["lag", "nonsense"],
+            &["purge", "t"],
+            &["purge", "t", "--yes"],
+            &[
+                "load",
+                "--agents",
+                "2",
+                "--rate",
+                "50",
+                "--duration",
+                "200ms",
+            ],
+            &["doctor"],
+            &["doctor", "--json"],
+            &["config"],
+        ];
+        // Right, and wrong in several ways: what fails speaks more.
+        let ways: [Way<'_>; 5] = [
+            ("right", &[("REDIS_PASSWORD", PASSWORD)], &[]),
+            ("refused", &[("REDIS_PASSWORD", "hush-wrong")], &[]),
+            ("by URL", &[("TRANSPORT_URL", &url)], &[]),
+            ("by option", &[], &["--set", &set]),
+            ("misspelt", &[("REDIS_PASWORD", PASSWORD)], &[]),
+        ];
+        let mut logged = false;
+        for (way, variables, options) in ways {
+            for command in commands {
+                let mut command = on(&server, command);
+                command
+                    .args(options)
+                    .envs(variables.iter().copied())
+                    // A setting without effect: connecting logs a warning of it.
+                    .env("REDIS_MESSAGE_TTL", "1h")
+                    .env("RUST_LOG", "trace");
+                let output = finish(command.spawn().unwrap());
+                for (stream, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
+                    let told = String::from_utf8_lossy(bytes);
+                    assert!(
+                        !told.contains("hush"),
+                        "{way}, {command:?}, {stream}: {told}"
+                    );
+                    assert!(
+                        !told.contains("Zk9"),
+                        "{way}, {command:?}, {stream}: {told}"
+                    );
+                    logged |= told.contains("REDIS_MESSAGE_TTL") && told.contains("WARN");
+                }
+            }
+        }
+        assert!(
+            logged,
+            "RUST_LOG=trace logged nothing: the search proves nothing"
+        );
+    }
+
+    #[test]
+    fn logs_are_off_unless_they_are_asked_for() {
+        let Some(server) = server(&[]) else { return };
+        let mut command = on(&server, &["topics"]);
+        let quiet = finish(command.env("REDIS_MESSAGE_TTL", "1h").spawn().unwrap());
+        assert_eq!(text(&quiet.stderr), "");
+        let mut command = on(&server, &["topics"]);
+        let loud = command
+            .env("REDIS_MESSAGE_TTL", "1h")
+            .env("RUST_LOG", "warn")
+            .spawn();
+        assert!(text(&finish(loud.unwrap()).stderr).contains("REDIS_MESSAGE_TTL"));
+    }
+
+    #[test]
+    fn a_server_that_loses_messages_is_warned_of_with_the_setting_to_change() {
+        let options = [
+            ("maxmemory", "100mb"),
+            ("maxmemory-policy", "allkeys-lru"),
+            ("appendonly", "no"),
+        ];
+        let Some(server) = server(&options) else {
+            return;
+        };
+        let output = run(&server, &["doctor"]);
+        let told = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        let verdict = told.split("Verdict").nth(1).unwrap();
+        for part in [
+            "warning",
+            "append-only file is off",
+            "appendonly yes",
+            "maxmemory-policy is allkeys-lru",
+            "maxmemory-policy noeviction",
+        ] {
+            assert!(verdict.contains(part), "{part}: {told}");
+        }
+        assert!(
+            told.contains("redis ") && told.contains("latency"),
+            "{told}"
+        );
+        let output = run(&server, &["doctor", "--json"]);
+        assert_eq!(output.status.code(), Some(1));
+        let json = json(&output);
+        assert_eq!(json["verdict"], "warnings");
+        assert_eq!(json["warnings"].as_array().unwrap().len(), 2, "{json}");
+        assert!(
+            json["connection"]["latency_ms"]
+                .as_f64()
+                .is_some_and(|ms| ms > 0.0)
+        );
+    }
+
+    #[test]
+    fn a_server_that_loses_nothing_is_fine() {
+        let options = [("appendonly", "yes"), ("appendfsync", "always")];
+        let Some(server) = server(&options) else {
+            return;
+        };
+        let output = run(&server, &["doctor"]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+    }
+}

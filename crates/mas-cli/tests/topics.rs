@@ -1,0 +1,127 @@
+//! The real `mas topics`, `lag`, `purge`, `completions`, and what `--help` says.
+
+mod common;
+
+use common::{finish, mas, text};
+
+const COMMANDS: [&str; 7] = [
+    "pub",
+    "sub",
+    "topics",
+    "lag",
+    "purge",
+    "load",
+    "completions",
+];
+
+#[test]
+fn each_command_has_help_with_its_exit_codes() {
+    let all = finish(mas(&["--help"]).spawn().unwrap());
+    assert!(all.status.success());
+    for command in COMMANDS {
+        assert!(
+            text(&all.stdout).contains(&format!("\n  {command}")),
+            "{command}"
+        );
+        let output = finish(mas(&[command, "--help"]).spawn().unwrap());
+        assert!(output.status.success(), "{command}");
+        let help = text(&output.stdout);
+        // Nothing but text where there is no terminal.
+        assert!(!help.contains('\u{1b}'), "{command}");
+        if command != "load" {
+            assert!(help.contains("Examples:"), "{command}: {help}");
+        }
+        if command != "completions" {
+            assert!(
+                help.to_lowercase().contains("exit code"),
+                "{command}: {help}"
+            );
+        }
+    }
+}
+
+#[test]
+fn completions_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = finish(mas(&["completions", shell]).spawn().unwrap());
+        assert!(output.status.success(), "{shell}");
+        for command in COMMANDS {
+            assert!(text(&output.stdout).contains(command), "{shell}: {command}");
+        }
+    }
+}
+
+#[cfg(all(unix, feature = "redis"))]
+mod redis {
+    use serde_json::json;
+
+    use super::common::redis::{run, server, succeed};
+    use super::common::{json, json_lines};
+    use super::*;
+
+    #[test]
+    fn topics_groups_and_lag_are_told() {
+        let Some(server) = server(&[]) else { return };
+        succeed(&server, &["pub", "b.two", "1", "2", "3"]);
+        succeed(&server, &["sub", "b.two", "-g", "g", "-n", "1"]);
+        succeed(&server, &["pub", "a.one", "1"]);
+        assert_eq!(
+            json_lines(&succeed(&server, &["topics", "--json"])),
+            [
+                json!({"topic": "a.one", "internal": false, "groups": []}),
+                json!({"topic": "b.two", "internal": false, "groups":
+                    [{"topic": "b.two", "group": "g", "waiting": 2, "pending": 0}]}),
+            ]
+        );
+        assert_eq!(
+            text(&succeed(&server, &["topics"]).stdout),
+            "TOPIC  LAG  GROUPS\na.one    -\nb.two    2  g\n"
+        );
+        let expected = "TOPIC  GROUP  WAITING  PENDING\nb.two  g            2        0\n";
+        for arguments in [&["lag"][..], &["lag", "b.two"], &["lag", "b.two", "g"]] {
+            assert_eq!(text(&succeed(&server, arguments).stdout), expected);
+        }
+        assert_eq!(json(&succeed(&server, &["lag", "--json"]))["waiting"], 2);
+    }
+
+    #[test]
+    fn what_is_not_there_is_told() {
+        let Some(server) = server(&[]) else { return };
+        succeed(&server, &["pub", "t", "1"]);
+        for (arguments, why) in [
+            (&["lag", "x"][..], "there is no topic x"),
+            (&["lag", "t", "g"], "group"),
+            (&["purge", "x", "--yes"], "there is no topic x"),
+        ] {
+            let output = run(&server, arguments);
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+            assert!(text(&output.stderr).contains(why), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn a_topic_is_purged_when_that_is_meant() {
+        let Some(server) = server(&[]) else { return };
+        succeed(&server, &["pub", "t", "1", "2", "3"]);
+        succeed(&server, &["sub", "t", "-g", "g", "-n", "1"]);
+        let output = run(&server, &["purge", "t"]);
+        assert_eq!(output.status.code(), Some(2));
+        let told = text(&output.stdout);
+        assert!(told.contains("group g: 2 messages waiting"), "{told}");
+        assert!(text(&output.stderr).contains("--yes"));
+        let output = run(&server, &["purge", "t", "--json"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert_eq!(json(&output)["purged"], false);
+        assert_eq!(
+            json(&succeed(&server, &["lag", "t", "g", "--json"]))["waiting"],
+            2
+        );
+        let purged = json(&succeed(&server, &["purge", "t", "--yes", "--json"]));
+        assert_eq!(purged["purged"], true);
+        assert_eq!(purged["groups"][0]["waiting"], 2);
+        assert_eq!(
+            json(&succeed(&server, &["lag", "t", "g", "--json"]))["waiting"],
+            0
+        );
+    }
+}
