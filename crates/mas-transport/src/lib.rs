@@ -54,3 +54,24 @@ pub use mas_transport_redis as redis;
 pub use registry::{Backend, Registry};
 pub use requirements::{Missing, Requirements};
 pub use secret::Secret;
+
+/// The guides, so that their snippets are compiled and run like any other.
+#[cfg(all(doctest, feature = "memory"))]
+mod guides {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+    #[doc = include_str!("../../../docs/guide/getting-started.md")]
+    struct GettingStarted;
+    #[doc = include_str!("../../../docs/guide/choosing-a-backend.md")]
+    struct ChoosingABackend;
+    #[doc = include_str!("../../../docs/guide/configuration.md")]
+    struct Configuration;
+    #[doc = include_str!("../../../docs/guide/delivery-semantics.md")]
+    struct DeliverySemantics;
+    #[doc = include_str!("../../../docs/guide/operating.md")]
+    struct Operating;
+    #[doc = include_str!("../../../docs/guide/troubleshooting.md")]
+    struct Troubleshooting;
+    #[doc = include_str!("../../../docs/guide/writing-a-backend.md")]
+    struct WritingABackend;
+}

@@ -1,0 +1,133 @@
+//! Every example prints what is written beside it, on memory and on a real Redis.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longer than any example takes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Those that choose their broker by the environment.
+#[cfg(feature = "redis")]
+const ANYWHERE: &[&str] = &[
+    "batch",
+    "pipeline",
+    "quick_start",
+    "request_reply",
+    "switch_backend",
+];
+#[cfg(feature = "memory")]
+const IN_MEMORY: &[&str] = &[
+    "batch",
+    "custom_backend",
+    "pipeline",
+    "quick_start",
+    "request_reply",
+    "switch_backend",
+    "testing",
+];
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
+}
+
+/// Cargo builds the examples of a package before it runs its tests, into the directory beside.
+fn program(example: &str) -> PathBuf {
+    let this = std::env::current_exe().unwrap();
+    let program = this.parent().and_then(Path::parent).unwrap();
+    let program = program
+        .join("examples")
+        .join(example)
+        .with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(
+        program.is_file(),
+        "{} is missing: `cargo test -p mas-transport` builds it, `--test examples` alone does not",
+        program.display()
+    );
+    program
+}
+
+/// Runs an example with these settings and none of the environment, and compares its output.
+fn prints_what_is_expected(example: &str, settings: &[(&str, &str)]) {
+    let mut command = Command::new(program(example));
+    command
+        .env_clear()
+        .envs(settings.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let started = Instant::now();
+    // The output of an example is far smaller than what a pipe takes.
+    while child.try_wait().unwrap().is_none() {
+        if started.elapsed() > LIMIT {
+            child.kill().unwrap();
+            panic!("{example} with {settings:?} did not end within {LIMIT:?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = child.wait_with_output().unwrap();
+    let (out, err) = (
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    );
+    let expected = sources().join("expected").join(format!("{example}.txt"));
+    let expected = std::fs::read_to_string(expected).unwrap();
+    assert!(
+        output.status.success(),
+        "{example} with {settings:?}: {}\n{out}{err}",
+        output.status
+    );
+    assert_eq!(out, expected, "{example} with {settings:?}\n{err}");
+}
+
+#[cfg(feature = "memory")]
+#[test]
+fn examples_print_what_is_expected_in_memory() {
+    let there = std::fs::read_dir(sources()).unwrap();
+    let there: BTreeSet<String> = there
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "rs"))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    let named: BTreeSet<String> = IN_MEMORY.iter().map(|&name| name.to_owned()).collect();
+    assert_eq!(there, named, "every example is run");
+    for example in IN_MEMORY {
+        prints_what_is_expected(example, &[]);
+    }
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn examples_print_the_same_on_redis() {
+    use conformance_tests::fixtures::RedisServer;
+
+    let given = std::env::var("TEST_REDIS_URL")
+        .ok()
+        .filter(|u| !u.is_empty());
+    // Kept until the end: dropping it stops the server.
+    let mut server = None;
+    let url = match given {
+        Some(url) => url,
+        None => match RedisServer::start(&[]) {
+            Ok(started) => {
+                let url = format!("redis://{}", started.address());
+                server = Some(started);
+                url
+            }
+            Err(why) => {
+                let required = std::env::var("REQUIRE_REDIS").is_ok_and(|v| v == "1");
+                assert!(!required, "REQUIRE_REDIS=1 and there is no server: {why}");
+                eprintln!("SKIPPED the examples on Redis: {why}");
+                return;
+            }
+        },
+    };
+    for (number, example) in ANYWHERE.iter().enumerate() {
+        let namespace = format!("e{:x}-{number}", std::process::id());
+        let settings = [("TRANSPORT_URL", &*url), ("MAS_NAMESPACE", &namespace)];
+        prints_what_is_expected(example, &settings);
+    }
+    drop(server);
+}
