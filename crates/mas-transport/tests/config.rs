@@ -553,6 +553,28 @@ fn what_loses_messages_or_has_no_effect_is_said() {
 }
 
 #[test]
+fn a_backend_that_was_set_up_and_not_chosen_is_noticed() {
+    let told = |variables: &[(&str, &str)]| {
+        let settings = resolve(variables);
+        let cautions = settings.cautions().iter();
+        cautions.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        told(&[("REDIS_ADDR", "h:1")]),
+        [
+            "PROTOCOL_TYPE=inmemory: nobody chose a backend, so messages stay in this process, \
+             though REDIS_ADDR is set; set PROTOCOL_TYPE=redis to use it"
+        ]
+    );
+    assert_eq!(
+        told(&[("REDIS_ADDR", "h:1"), ("PROTOCOL_TYPE", "inmemory")]),
+        [""; 0]
+    );
+    assert_eq!(told(&[("REDIS_PORT", "tcp://10.0.0.1:6379")]), [""; 0]);
+    assert_eq!(told(&[("MESSAGE_MAX_SIZE", "1MB")]), [""; 0]);
+}
+
+#[test]
 fn certificates_go_together() {
     let file = Scratch::new("client.pem", "");
     let settings = resolve(&[REDIS, ("REDIS_TLS_CERT", file.path())]);
@@ -591,6 +613,20 @@ fn no_secret_is_in_any_debug_output() {
         assert!(!text.contains("hush"), "{text}");
     }
     assert_eq!(settings.secret("REDIS_PASSWORD").unwrap().expose(), SECRET);
+    // A URL in the wrong place.
+    for name in ["PROTOCOL_TYPE", "REDIS_ADDR", "REDIS_DB", "MAS_NAMESPACE"] {
+        let mut variables = vec![(name, "redis://:hush-hush@h")];
+        if name != "PROTOCOL_TYPE" {
+            variables.push(REDIS);
+        }
+        let settings = resolve(&variables);
+        let told = format!(
+            "{} {settings:?} {}",
+            settings.check().unwrap_err(),
+            settings.backend()
+        );
+        assert!(!told.contains("hush"), "{told}");
+    }
 }
 
 #[test]

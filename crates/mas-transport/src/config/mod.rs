@@ -1,5 +1,6 @@
 //! Configuration: from code, the environment, a file and a URL to one set of checked settings.
 
+mod expand;
 mod file;
 mod nearest;
 mod page;

@@ -49,7 +49,7 @@ impl fmt::Display for Origin {
 }
 
 /// One setting as it was found.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Setting {
     pub(crate) variable: Variable,
     pub(crate) value: Option<Value>,
@@ -82,6 +82,17 @@ impl Setting {
     /// What it is, and what it may be.
     pub fn variable(&self) -> &Variable {
         &self.variable
+    }
+}
+
+impl fmt::Debug for Setting {
+    // As it is shown: a value may hold credentials that do not belong there.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setting")
+            .field("name", &self.name())
+            .field("shown", &self.shown)
+            .field("origin", &self.origin)
+            .finish()
     }
 }
 
