@@ -198,7 +198,7 @@ impl RedisConfig {
     ///
     /// The blocking read of a consumer is not counted: it always has a connection of its own. So a
     /// bus with `c` consumers has `1 + min(c, n - 1) + c` connections at most, and one that only
-    /// publishes has one. A connection costs the server about 20 KiB and one of its `maxclients`.
+    /// publishes has one. Each counts against the server's `maxclients`.
     #[must_use]
     pub fn connections(mut self, n: usize) -> Self {
         self.connections = n;
@@ -213,9 +213,9 @@ impl RedisConfig {
     /// all. What every group has settled makes room at once. The server enforces it for each message
     /// of a batch, atomically among all publishers, but only for those that ask for it: one without
     /// a cap, or with another, appends by its own rule. Dead letters and quarantine have none. Each
-    /// message is then a call of a script, which costs the server about twice an uncapped one; and a
-    /// user of limited rights that only publishes also needs `+eval +evalsha +xlen +xtrim
-    /// +xpending +xinfo|groups +smembers +hget +hset`.
+    /// message is then a call of a script, which costs the server more than the one command without;
+    /// and a user of limited rights that only publishes also needs
+    /// `+eval +evalsha +xlen +xtrim +xpending +xinfo|groups +smembers +hget +hset`.
     ///
     /// With [`Overflow::Refuse`] the number is the capability
     /// [`max_topic_messages`](mas_transport_core::Capabilities::max_topic_messages).

@@ -43,6 +43,7 @@
 )]
 
 mod admin;
+mod bury;
 mod cap;
 mod config;
 mod connection;

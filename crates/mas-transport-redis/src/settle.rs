@@ -8,15 +8,15 @@
 
 use async_trait::async_trait;
 use futures::future::join4;
-use mas_transport_core::codec::fields::{self, RECORD_FIELD, encode_record};
 use mas_transport_core::{
-    Error, ErrorKind, Outcome, Position, Record, Result, Settle, Settled, Stored, Token, Topic,
+    Error, ErrorKind, Outcome, Position, Result, Settle, Settled, Stored, Token,
 };
 use redis::{Cmd, Pipeline, Value};
 use std::sync::Arc;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::BACKEND;
+use crate::bury::bury_all;
 use crate::connection::{Wait, lock};
 use crate::decode;
 use crate::lease::Lease;
@@ -28,9 +28,9 @@ use crate::scripts;
 pub(crate) struct RedisSettle(pub(crate) Arc<Member>);
 
 /// One settlement that passed the local check: its place in the batch, its token, its lease.
-type Item = (usize, Token, Lease);
+pub(crate) type Item = (usize, Token, Lease);
 /// What became of one.
-type Answer = (usize, Result<Settled>);
+pub(crate) type Answer = (usize, Result<Settled>);
 
 #[async_trait]
 impl Settle for RedisSettle {
@@ -107,7 +107,7 @@ async fn settle(member: Arc<Member>, batch: Vec<(Token, Outcome)>) -> Vec<Result
 /// The longest delay: ten years, far within what a score holds exactly.
 const MOST_DELAY_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
 
-fn lost(member: &Member) -> Error {
+pub(crate) fn lost(member: &Member) -> Error {
     member.error(
         ErrorKind::LeaseLost,
         "settle",
@@ -153,18 +153,66 @@ where
     }
 }
 
-async fn ack(member: &Member, items: Vec<Item>) -> Vec<Answer> {
-    if items.is_empty() {
-        return Vec::new();
+/// Does something to items, the way [`persist`] does it, until their leases end: those whose end is
+/// near give up, and the rest goes on without them.
+async fn persist_each<I, T, F>(
+    member: &Member,
+    mut items: Vec<I>,
+    lease: impl Fn(&I) -> &Lease,
+    mut attempt: impl FnMut(Vec<I>) -> F,
+    mut finish: impl FnMut(Vec<I>, Result<T>),
+) where
+    I: Clone,
+    F: Future<Output = Result<T>>,
+{
+    // At most so many times, however many deadlines there are.
+    let step = member.lease / 16;
+    let mut unknown = false;
+    while !items.is_empty() {
+        let until = first_deadline(items.iter().map(&lease));
+        match persist(until, || attempt(items.clone())).await {
+            Err(error) if error.is_retryable() => {
+                unknown |= error.stored() == Stored::Unknown;
+                let near = |item: &I| lease(item).deadline <= until + step;
+                let (ended, rest) = items.into_iter().partition(near);
+                let error = if unknown { error.maybe_stored() } else { error };
+                finish(ended, Err(error));
+                items = rest;
+            }
+            Err(error) => {
+                let error = if unknown { error.maybe_stored() } else { error };
+                return finish(items, Err(error));
+            }
+            outcome => return finish(items, outcome),
+        }
     }
-    let until = first_deadline(items.iter().map(|(_, _, lease)| lease));
+}
+
+async fn ack(member: &Member, items: Vec<Item>) -> Vec<Answer> {
+    let mut answers = Vec::with_capacity(items.len());
+    let link = &member.link;
+    let attempt = |items: Vec<Item>| async move {
+        let commands = acks(member, &items);
+        let answers = link.send("ack", &commands).await?;
+        // Whether the record was written only matters when the group is lost.
+        link.check("ack", answers.into_iter().next().unwrap_or_default())
+    };
+    let done = |items, outcome: Result<Value>| {
+        answers.extend(finish(member, items, outcome.map(|_| Settled::Done)));
+    };
+    persist_each(member, items, |(_, _, lease)| lease, attempt, done).await;
+    answers
+}
+
+/// One `XACK` of all, and the record of how far the group has settled.
+fn acks(member: &Member, items: &[Item]) -> Pipeline {
     let stream = member.keys.stream.as_str();
     let group = member.group.as_str();
     let room = stream.len() + group.len() + 24 * items.len() + 8;
     let mut command = Cmd::with_capacity(items.len() + 3, room);
     command.arg("XACK").arg(stream).arg(group);
     let mut highest = Position::default();
-    for (_, _, lease) in &items {
+    for (_, _, lease) in items {
         highest = highest.max(lease.id);
         command.arg(lease.id.to_string());
     }
@@ -173,14 +221,7 @@ async fn ack(member: &Member, items: Vec<Item>) -> Vec<Answer> {
     record.arg(group).arg(highest.to_string());
     let mut commands = Pipeline::with_capacity(2);
     commands.add_command(command).add_command(record);
-    let link = &member.link;
-    let outcome = persist(until, || async {
-        let answers = link.send("ack", &commands).await?;
-        // Whether the record was written only matters when the group is lost.
-        link.check("ack", answers.into_iter().next().unwrap_or_default())
-    })
-    .await;
-    finish(member, items, outcome.map(|_| Settled::Done))
+    commands
 }
 
 /// Gives all items of a command the same answer.
@@ -197,22 +238,28 @@ fn finish(member: &Member, items: Vec<Item>, outcome: Result<Settled>) -> Vec<An
 }
 
 async fn renew(member: &Member, items: Vec<(Item, bool)>) -> Vec<Answer> {
-    if items.is_empty() {
-        return Vec::new();
-    }
-    let until = first_deadline(items.iter().map(|((_, _, lease), _)| lease));
-    let mut call = member.fence();
-    for ((_, _, lease), begin) in &items {
-        member.operation(&mut call, if *begin { "B" } else { "E" }, lease);
-        call.arg(0);
-    }
-    let link = &member.link;
-    let outcome = persist(until, || async {
+    let mut answers = Vec::with_capacity(items.len());
+    let attempt = |items: Vec<(Item, bool)>| async move {
+        let mut call = member.fence();
+        for ((_, _, lease), begin) in &items {
+            member.operation(&mut call, if *begin { "B" } else { "E" }, lease);
+            call.arg(0);
+        }
         let asked = Instant::now();
-        let answer = link.run("renew", &scripts::FENCE, call.clone()).await?;
+        let answer = member.link.run("renew", &scripts::FENCE, call).await?;
         Ok((asked, decode::list(answer)))
-    })
-    .await;
+    };
+    let done = |items, outcome| answers.extend(renewed(member, items, outcome));
+    persist_each(member, items, |((_, _, lease), _)| lease, attempt, done).await;
+    answers
+}
+
+/// Enters what became of renewals, sent when the outcome says.
+fn renewed(
+    member: &Member,
+    items: Vec<(Item, bool)>,
+    outcome: Result<(Instant, Vec<Value>)>,
+) -> Vec<Answer> {
     let mut leases = lock(&member.leases);
     let mut answers = match &outcome {
         Ok((_, answers)) => answers.iter(),
@@ -306,102 +353,10 @@ async fn move_back(member: &Member, items: Vec<(Item, Option<u64>)>) -> Vec<Answ
     answers
 }
 
-async fn bury_all(member: &Member, items: Vec<(Item, Box<Record>, bool)>) -> Vec<Answer> {
-    let mut answers = Vec::with_capacity(items.len());
-    for ((at, token, lease), record, malformed) in items {
-        let outcome = bury(member, &lease, *record, malformed).await;
-        let mut leases = lock(&member.leases);
-        match &outcome {
-            Ok(_) => leases.done(token),
-            Err(error) if error.kind() == ErrorKind::LeaseLost => leases.done(token),
-            Err(_) => leases.leave(token),
-        }
-        answers.push((at, outcome));
-    }
-    answers
-}
-
-/// Moves an entry to the dead-letter or the quarantine topic of topic and group.
-async fn bury(member: &Member, lease: &Lease, record: Record, malformed: bool) -> Result<Settled> {
-    if member.topic.is_internal() {
-        return Err(member.error(
-            ErrorKind::Unsupported,
-            "dead-letter",
-            "what stands in a dead-letter or quarantine topic has nowhere further to go: \
-             ack it, or nack it with a delay",
-        ));
-    }
-    let target = if malformed {
-        Topic::quarantine(&member.topic, &member.group)
-    } else {
-        Topic::dead_letters(&member.topic, &member.group)
-    };
-    // A topic that is not listed is better than a dead letter that is not kept.
-    if let Err(error) = member.shared.register(&target).await {
-        tracing::debug!(%error, "the dead-letter topic is not listed yet");
-    }
-    let mut answer = -2;
-    if !malformed {
-        let mut call = burial(member, lease, &target);
-        call.arg("verbatim")
-            .arg(RECORD_FIELD)
-            .arg(encode_record(&record));
-        answer = buried(member, call).await?;
-    }
-    if answer == -2 {
-        // As the payload of a message of its own: what cannot be decoded, and what has more fields
-        // than a script can copy.
-        let mut ask = Cmd::new();
-        let id = lease.id.to_string();
-        ask.arg("XRANGE")
-            .arg(member.keys.stream.as_str())
-            .arg(&id)
-            .arg(&id);
-        let link = &member.link;
-        let entries = decode::entries(link.command("quarantine", ask).await?);
-        let found = entries.unwrap_or_default().into_iter().next();
-        let Some(original) = found.and_then(|entry| entry.fields) else {
-            return Err(gone(member));
-        };
-        let message = fields::quarantine(target.clone(), &original, record);
-        let mut call = burial(member, lease, &target);
-        call.arg("instead");
-        fields::encode(&message, &mut |name, value| {
-            call.arg(name).arg(value);
-        });
-        answer = buried(member, call).await?;
-    }
-    match answer {
-        1 => Ok(Settled::Done),
-        0 => Err(lost(member)),
-        _ => {
-            member.missed(1);
-            Err(gone(member))
-        }
-    }
-}
-
-fn gone(member: &Member) -> Error {
+pub(crate) fn gone(member: &Member) -> Error {
     member.error(
         ErrorKind::LeaseLost,
         "settle",
         "the entry was deleted from the topic",
     )
-}
-
-fn burial(member: &Member, lease: &Lease, target: &Topic) -> Cmd {
-    let target = crate::keys::stream(&member.shared.link.config.namespace, target);
-    let mut call = scripts::BURY.call(&[&member.keys.stream, &target]);
-    call.arg(member.group.as_str())
-        .arg(lease.id.to_string())
-        .arg(member.consumer(lease.owner))
-        .arg(lease.count)
-        .arg(lease.attempt);
-    call
-}
-
-async fn buried(member: &Member, call: Cmd) -> Result<i64> {
-    let link = &member.link;
-    let answer = link.run("dead-letter", &scripts::BURY, call).await?;
-    Ok(decode::number(&answer).unwrap_or(-1))
 }

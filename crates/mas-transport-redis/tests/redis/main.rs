@@ -5,5 +5,6 @@ mod cap;
 mod connections;
 mod health;
 mod secure;
+mod settling;
 mod smoke;
 mod support;

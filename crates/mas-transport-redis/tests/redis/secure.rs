@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mas_transport_core::{Error, ErrorKind, Message, Outcome, Transport as _};
-use mas_transport_redis::{RedisConfig, RedisTransport, Tls};
+use mas_transport_redis::{Overflow, RedisConfig, RedisTransport, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
@@ -418,6 +418,29 @@ async fn a_user_that_only_publishes_needs_little_and_cannot_consume() {
         &["ACL SETUSER"],
     );
     transport.close(Instant::now() + SOON).await.unwrap();
+    // With a cap it needs what `RedisConfig::stream_max_len` says; somebody else consumes.
+    let consumer = door.server.connect().await;
+    let mut member = Member::join(&consumer, &subscription("capped", 30_000)).await;
+    let text = include_str!("../../src/config.rs");
+    let more = text
+        .split("limited rights that only publishes also needs")
+        .nth(1);
+    let more = more.unwrap().split('`').nth(1).unwrap().to_owned();
+    let rules: Vec<String> = format!("{words} {more}")
+        .split(' ')
+        .map(str::to_owned)
+        .collect();
+    let config = door.user("mas", &rules).await;
+    let transport = RedisTransport::connect(config.stream_max_len(5, Overflow::Refuse)).await;
+    let transport = transport.unwrap();
+    for _ in 0..3 {
+        publish(&transport, "capped", 5).await;
+        let held = member.deliveries(5).await;
+        member.ack(&held).await;
+    }
+    for transport in [transport, consumer] {
+        transport.close(Instant::now() + SOON).await.unwrap();
+    }
 }
 
 #[tokio::test]
