@@ -14,12 +14,18 @@ const BAR: f32 = 26.0;
 
 /// Ours by the raw client's, of every workload that has both; `None` where none has.
 pub(crate) fn ratios(rows: &[Row]) -> Result<Option<String>> {
-    let both: Vec<_> = rows.iter().filter(|row| row.ratio.is_some()).collect();
+    // Charts count their bars from below.
+    let both: Vec<_> = rows
+        .iter()
+        .rev()
+        .filter(|row| row.ratio.is_some())
+        .collect();
     let names = both.iter().map(|row| row.title()).collect();
     let values = both.iter().map(|row| row.ratio.map(|r| r as f32)).collect();
     let series = vec![Series::new_nullable("ratio".to_owned(), values)];
     bars(
         "Messages a second, by those of the raw client",
+        HUNDREDTHS,
         series,
         names,
     )
@@ -28,7 +34,11 @@ pub(crate) fn ratios(rows: &[Row]) -> Result<Option<String>> {
 /// Messages a second on one backend, beside the raw client's where there are any; `None` where
 /// nothing was measured.
 pub(crate) fn rates(rows: &[Row], backend: &str) -> Result<Option<String>> {
-    let rows: Vec<_> = rows.iter().filter(|row| row.backend == backend).collect();
+    let rows: Vec<_> = rows
+        .iter()
+        .rev()
+        .filter(|row| row.backend == backend)
+        .collect();
     let names = rows.iter().map(|row| row.title()).collect();
     let ours = rows.iter().map(|row| row.rate as f32).collect();
     let mut series = vec![Series::new("mas-transport".to_owned(), ours)];
@@ -39,10 +49,25 @@ pub(crate) fn rates(rows: &[Row], backend: &str) -> Result<Option<String>> {
     if raw.iter().any(Option::is_some) {
         series.push(Series::new_nullable("raw client".to_owned(), raw));
     }
-    bars(&format!("Messages a second, {backend}"), series, names)
+    bars(
+        &format!("Messages a second, {backend}"),
+        THOUSANDS,
+        series,
+        names,
+    )
 }
 
-fn bars(title: &str, mut series: Vec<Series>, names: Vec<String>) -> Result<Option<String>> {
+/// Two digits after the point.
+const HUNDREDTHS: &str = "{:.2}";
+/// Thousands apart.
+const THOUSANDS: &str = "{t}";
+
+fn bars(
+    title: &str,
+    format: &str,
+    mut series: Vec<Series>,
+    names: Vec<String>,
+) -> Result<Option<String>> {
     if names.is_empty() {
         return Ok(None);
     }
@@ -58,10 +83,15 @@ fn bars(title: &str, mut series: Vec<Series>, names: Vec<String>) -> Result<Opti
     chart.legend.show = Some(!alone);
     // The longest bar ends at the last tick: room for its label.
     chart.margin.right = 60.0;
+    chart.series.label.formatter = format.to_owned();
     for axis in &mut chart.y_axis_configs {
         axis.min = Some(0.0);
+        // The ticks of ratios are few enough to say as they are.
+        axis.formatter = (format == THOUSANDS).then(|| format.to_owned());
     }
-    Ok(Some(chart.svg().map_err(|e| e.to_string())?))
+    let svg = chart.svg().map_err(|e| e.to_string())?;
+    // Measured with a font that not every reader has.
+    Ok(Some(svg.replace("\"Roboto\"", "\"Roboto, sans-serif\"")))
 }
 
 #[cfg(test)]
@@ -89,17 +119,17 @@ mod tests {
             chart.starts_with("<svg") && chart.ends_with("</svg>"),
             "{chart}"
         );
-        assert!(chart.contains(">1.25<"), "{chart}");
+        assert!(chart.contains("\n1.25\n"), "{chart}");
         // Names are text, not markup.
         assert!(chart.contains("publish &lt;all&gt;"), "{chart}");
         assert!(
-            !chart.contains("raw client<"),
+            !chart.contains("\nraw client\n"),
             "one series has no legend: {chart}"
         );
         let chart = rates(&rows, "redis").unwrap().unwrap();
-        assert!(chart.contains(">raw client<"), "{chart}");
+        assert!(chart.contains("\nraw client\n"), "{chart}");
         let chart = rates(&rows, "memory").unwrap().unwrap();
-        assert!(!chart.contains(">raw client<"), "{chart}");
+        assert!(!chart.contains("\nraw client\n"), "{chart}");
         assert_eq!(rates(&rows, "kafka").unwrap(), None);
         assert_eq!(ratios(&rows[1..]).unwrap(), None);
     }
