@@ -41,7 +41,7 @@ pub trait Harness: Debug + Send + Sync + 'static {
     }
 
     /// A broker for one trial. `Err` when there is none to be had: the backend is then skipped, or
-    /// fails where `REQUIRE_<NAME>=1` is set.
+    /// fails where `REQUIRE_<BACKEND>=1` is set.
     async fn broker(&self, setup: &Setup) -> std::result::Result<Arc<dyn Broker>, Failure>;
 
     /// [`Ability::Child`]: in another process, the broker that [`Broker::address`] told of.

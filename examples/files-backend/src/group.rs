@@ -312,13 +312,18 @@ impl Group {
             .any(|p| matches!(p, Place::Held(l) if l.member == member))
     }
 
-    /// Gives back what a member holds, as if it had not been handed out.
+    /// Gives back what a member holds at the end of its close. It gave back by itself what it had not
+    /// handed out, so these are attempts.
     pub(crate) fn return_all(&mut self, now: Now, member: u64, store: &Store) {
         for (number, place) in self.places.clone() {
             if let Place::Held(lease) = place
                 && lease.member == member
             {
-                self.come_back(now, number, lease.past, now.instant, store);
+                let past = Past {
+                    made: lease.past.made + u32::from(lease.counted),
+                    ..lease.past
+                };
+                self.come_back(now, number, past, now.instant, store);
             }
         }
     }
