@@ -1,7 +1,9 @@
 //! From the environment and the global options to a bus.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
+use clap::builder::TypedValueParser;
 use mas_transport::{Bus, Config};
 
 use crate::failure::Failure;
@@ -24,7 +26,7 @@ pub(crate) struct Connection {
     #[arg(long, global = true, value_name = "NAME")]
     namespace: Option<String>,
     /// Any setting by the name of its variable, such as REDIS_DB=2; may be repeated.
-    #[arg(long, global = true, value_name = "NAME=VALUE", value_parser = setting)]
+    #[arg(long, global = true, value_name = "NAME=VALUE", value_parser = SettingParser)]
     set: Vec<Given>,
 }
 
@@ -41,13 +43,30 @@ impl std::fmt::Debug for Given {
     }
 }
 
-fn setting(text: &str) -> Result<Given, String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok(Given {
-            name: name.to_owned(),
-            value: value.to_owned(),
-        }),
-        _ => Err("write it as NAME=VALUE".to_owned()),
+/// Reads a setting. What clap says of a wrong value repeats it, and here that may be a secret.
+#[derive(Clone)]
+struct SettingParser;
+
+impl TypedValueParser for SettingParser {
+    type Value = Given;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Given, clap::Error> {
+        match value.to_str().and_then(|text| text.split_once('=')) {
+            Some((name, value)) if !name.is_empty() => Ok(Given {
+                name: name.to_owned(),
+                value: value.to_owned(),
+            }),
+            _ => Err(clap::Error::raw(
+                clap::error::ErrorKind::ValueValidation,
+                "--set takes NAME=VALUE, such as --set REDIS_DB=2\n",
+            )
+            .with_cmd(command)),
+        }
     }
 }
 

@@ -193,9 +193,15 @@ async fn ack(member: &Member, items: Vec<Item>) -> Vec<Answer> {
     let link = &member.link;
     let attempt = |items: Vec<Item>| async move {
         let commands = acks(member, &items);
-        let answers = link.send("ack", &commands).await?;
-        // Whether the record was written only matters when the group is lost.
-        link.check("ack", answers.into_iter().next().unwrap_or_default())
+        let mut answers = link.send("ack", &commands).await?.into_iter();
+        let acked = link.check("ack", answers.next().unwrap_or_default())?;
+        // `XACK` says nothing of a group that is gone; the record does. Whether it was written only
+        // matters then.
+        if answers.next().as_ref().and_then(decode::number) == Some(0) {
+            let why = "the group is gone from the server, and its leases with it";
+            return Err(member.error(ErrorKind::LeaseLost, "ack", why));
+        }
+        Ok(acked)
     };
     let done = |items, outcome: Result<Value>| {
         answers.extend(finish(member, items, outcome.map(|_| Settled::Done)));

@@ -43,6 +43,16 @@ impl fmt::Debug for Secret {
 /// What stands for a secret.
 pub(crate) const HIDDEN: &str = "***";
 
+/// Whether what stands where a port belongs is no number, in any of several hosts.
+pub(crate) fn has_odd_port(hosts: &str) -> bool {
+    let port = |host: &str| match host.rsplit_once(']') {
+        Some((_, behind)) => behind.strip_prefix(':').map(str::to_owned),
+        None => host.split_once(':').map(|(_, port)| port.to_owned()),
+    };
+    let odd = |port: String| !port.bytes().all(|byte| byte.is_ascii_digit());
+    hosts.split(',').filter_map(port).any(odd)
+}
+
 /// An address or URL without its credentials: what stands before the last `@` may hold some, and so
 /// may the options. What is no URL and holds an `@` is shown from there on.
 pub(crate) fn without_credentials(text: &str) -> String {
@@ -66,6 +76,8 @@ pub(crate) fn without_credentials(text: &str) -> String {
             };
             format!("{scheme}{user}@{place}")
         }
+        // Somebody forgot the host, and this is a name and a password.
+        None if rest.split('/').next().is_some_and(has_odd_port) => format!("{scheme}{HIDDEN}"),
         None => format!("{scheme}{rest}"),
     };
     if let Some(options) = options {

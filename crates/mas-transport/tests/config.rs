@@ -298,6 +298,8 @@ fn a_url_names_backend_address_and_options() {
     for bad in [
         "redis//h",
         "redis://:hush-hush#@h",
+        "redis://:hush-hush",
+        "redis://ann:hush-hush/0",
         "redis://:hush-hush/@h",
         "h:6379",
     ] {

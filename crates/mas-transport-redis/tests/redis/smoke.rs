@@ -18,6 +18,9 @@ macro_rules! server {
     };
 }
 
+/// What a machine that is busy with other tests may add to a promise; the suite allows twice as much.
+const STALL: Duration = Duration::from_secs(1);
+
 #[tokio::test]
 async fn published_messages_come_are_settled_and_are_trimmed() {
     let server = server!();
@@ -72,7 +75,7 @@ async fn nacks_come_back_at_once_or_after_their_delay() {
     one.one(got[1].token, Outcome::Nack(delay)).await.unwrap();
     let again = two.delivery().await;
     let latency = transport.info().capabilities.nack_latency;
-    assert!(asked.elapsed() < latency, "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < latency + STALL, "{:?}", asked.elapsed());
     assert!((again.attempt, again.begin, again.reclaimed) == (2, true, false));
     assert_eq!(again.position, got[0].position);
     let Settled::Lease(deadline) = two.one(again.token, Outcome::Begin).await.unwrap() else {
@@ -81,7 +84,7 @@ async fn nacks_come_back_at_once_or_after_their_delay() {
     assert!(deadline >= again.deadline);
     let late = two.delivery().await;
     assert!(asked.elapsed() >= delay);
-    assert!(asked.elapsed() < delay + Duration::from_millis(500));
+    assert!(asked.elapsed() < delay + latency + STALL);
     assert_eq!((late.attempt, late.position), (2, got[1].position));
     two.ack(&[again, late]).await;
     transport.close(Instant::now() + SOON).await.unwrap();

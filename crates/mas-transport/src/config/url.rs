@@ -7,7 +7,7 @@ use std::fmt;
 
 use percent_encoding::percent_decode_str;
 
-use crate::secret::Secret;
+use crate::secret::{Secret, has_odd_port};
 
 /// `scheme://user:password@host:port,host:port/path?option=value`, taken apart and decoded.
 #[derive(Clone)]
@@ -62,6 +62,11 @@ impl TransportUrl {
             Some((credentials, hosts)) => (Some(credentials), hosts),
             None => (None, authority),
         };
+        if credentials.is_none() && has_odd_port(hosts) {
+            return Err(
+                "its port is not a number; with a password it is scheme://user:password@host:port",
+            );
+        }
         let (username, password) = match credentials {
             Some(credentials) => match credentials.split_once(':') {
                 Some((username, password)) => (Some(username), Some(password)),
