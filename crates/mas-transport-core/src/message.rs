@@ -82,7 +82,7 @@ pub struct Message(Arc<Inner>);
 #[derive(Clone, Debug, PartialEq)]
 struct Inner {
     topic: Topic,
-    id: String,
+    id: Id,
     source: Cow<'static, str>,
     kind: Cow<'static, str>,
     payload: Bytes,
@@ -91,6 +91,42 @@ struct Inner {
     priority: Priority,
     headers: Headers,
     rare: Option<Box<Rare>>,
+}
+
+/// Most ids are UUIDs of our own, which need no memory of their own and keep the rules.
+#[derive(Clone)]
+enum Id {
+    Uuid([u8; uuid::fmt::Hyphenated::LENGTH]),
+    Text(String),
+}
+
+impl Id {
+    fn as_str(&self) -> &str {
+        match self {
+            // The letters and digits of a UUID always are.
+            Self::Uuid(text) => std::str::from_utf8(text).unwrap_or_default(),
+            Self::Text(text) => text,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Uuid(text) => text.len(),
+            Self::Text(text) => text.len(),
+        }
+    }
+}
+
+impl PartialEq for Id {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl std::fmt::Debug for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_str().fmt(f)
+    }
 }
 
 /// Attributes that most messages do without, so that a message without them stays small.
@@ -185,17 +221,21 @@ impl Message {
         T: TryInto<Topic>,
         T::Error: Into<Error>,
     {
-        let id = uuid::Uuid::now_v7().hyphenated();
-        let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
-        Ok(Self::assemble(
+        let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
+        uuid::Uuid::now_v7().hyphenated().encode_lower(&mut id);
+        Ok(Self::with(
             topic.try_into().map_err(Into::into)?,
-            id.encode_lower(&mut buffer).to_owned(),
+            Id::Uuid(id),
             payload.into(),
         ))
     }
 
     /// A message with an id of the caller's own; no uniqueness is checked.
     pub fn assemble(topic: Topic, id: String, payload: Bytes) -> Self {
+        Self::with(topic, Id::Text(id), payload)
+    }
+
+    fn with(topic: Topic, id: Id, payload: Bytes) -> Self {
         Self(Arc::new(Inner {
             topic,
             id,
@@ -253,7 +293,7 @@ impl Message {
     /// Sets the id. Source and id together name a message.
     #[must_use]
     pub fn with_id(mut self, id: impl Into<String>) -> Self {
-        self.inner().id = id.into();
+        self.inner().id = Id::Text(id.into());
         self
     }
 
@@ -395,7 +435,7 @@ impl Message {
 
     /// The id.
     pub fn id(&self) -> &str {
-        &self.0.id
+        self.0.id.as_str()
     }
 
     /// Who sent it.
@@ -506,9 +546,16 @@ impl Message {
     /// `InvalidArgument`, naming the attribute or header and its rule.
     pub fn check(&self) -> Result<()> {
         let inner = &*self.0;
-        required("id", &inner.id)?;
-        required("source", &inner.source)?;
-        required("type", &inner.kind)?;
+        // What is the library's own keeps the rules.
+        if let Id::Text(id) = &inner.id {
+            required("id", id)?;
+        }
+        if inner.source != Self::DEFAULT_SOURCE {
+            required("source", &inner.source)?;
+        }
+        if inner.kind != Self::DEFAULT_KIND {
+            required("type", &inner.kind)?;
+        }
         if let Some(value) = &inner.content_type {
             required("content-type", value)?;
         }

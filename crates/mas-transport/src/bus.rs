@@ -177,6 +177,9 @@ impl Bus {
     /// # Cancel safety
     /// Dropping the future leaves each message published or not.
     pub async fn publish_batch(&self, messages: Vec<Message>) -> Vec<Result<Receipt>> {
+        if self.options.source.is_none() {
+            return self.publisher.publish_batch(messages).await;
+        }
         let signed = messages.into_iter().map(|message| self.sign(message));
         self.publisher.publish_batch(signed.collect()).await
     }
