@@ -49,7 +49,16 @@ fn denied(error: &RedisError) -> Option<Cow<'static, str>> {
 
 fn classify(error: &RedisError) -> (ErrorKind, &'static str) {
     let detail = error.detail().unwrap_or_default();
-    match error.code().unwrap_or_default() {
+    let code = match error.code().unwrap_or_default() {
+        // Before 7.0 a script's error stands behind the script's name and line.
+        script if script.starts_with("@user_script") => {
+            let told = detail.split_once(": -").map(|(_, told)| told);
+            told.and_then(|told| told.split(' ').next())
+                .unwrap_or_default()
+        }
+        code => code,
+    };
+    match code {
         "NOAUTH" => {
             return (
                 ErrorKind::Unauthorized,
@@ -182,6 +191,10 @@ mod tests {
             ),
             (
                 "OOM command not allowed when used memory > 'maxmemory'.",
+                ErrorKind::Full,
+            ),
+            (
+                "@user_script: 76: -OOM command not allowed when used memory > 'maxmemory'.",
                 ErrorKind::Full,
             ),
             (
