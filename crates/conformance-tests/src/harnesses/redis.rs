@@ -396,7 +396,7 @@ impl Broker for OnRedis {
 
     async fn lose_confirms(&self, _count: u64) -> Verdict {
         // One answer to a pipeline carries the confirmations of many messages.
-        self.proxy()?.swallow();
+        self.proxy()?.swallow(b"");
         Ok(())
     }
 
