@@ -22,7 +22,7 @@ mod ours;
 mod page;
 mod raw;
 mod report;
-mod server;
+mod target;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -30,7 +30,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
+use ours::{Ours, Way};
 use report::{Figure, Report};
+use target::Target;
 
 /// Bytes of every payload.
 pub(crate) const PAYLOAD: usize = 256;
@@ -47,7 +49,7 @@ struct Args {
     quick: bool,
     /// Only this backend.
     #[arg(long, value_enum)]
-    only: Option<Backend>,
+    only: Option<Only>,
     /// Only workloads whose name contains this.
     #[arg(long, default_value = "")]
     filter: String,
@@ -67,8 +69,14 @@ struct Args {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Backend {
+enum Only {
     Memory,
+    Redis,
+}
+
+/// What has a raw client to be measured by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Broker {
     Redis,
 }
 
@@ -136,45 +144,41 @@ impl Args {
 async fn run(args: &Args) -> Result<Report> {
     let mut report = Report::default();
     let rounds = args.rounds();
-    if args.only != Some(Backend::Redis) {
+    let wants = |backend| args.only.is_none_or(|only| only == backend);
+    if wants(Only::Memory) {
         let messages = if args.quick { 5_000 } else { 1_000_000 };
         memory::run(Size { messages, rounds }, &args.filter, &mut report).await?;
     }
-    if args.only != Some(Backend::Memory) {
-        let messages = if args.quick { 5_000 } else { 100_000 };
-        let server = server::Server::find()?;
-        redis(
-            &server,
-            Size { messages, rounds },
-            &args.filter,
-            &mut report,
-        )
-        .await?;
+    let messages = if args.quick { 5_000 } else { 100_000 };
+    for (only, broker) in [(Only::Redis, Broker::Redis)] {
+        if wants(only) {
+            let target = Target::of(broker).await?;
+            compare(target, Size { messages, rounds }, &args.filter, &mut report).await?;
+        }
     }
     Ok(report)
 }
 
-/// The workloads on Redis, each beside its raw counterpart.
-async fn redis(
-    server: &server::Server,
-    size: Size,
-    filter: &str,
-    report: &mut Report,
-) -> Result<()> {
-    let mut raw = raw::Raw::connect(server.url()).await?;
-    let ours = ours::Ours::connect(server.url()).await?;
+/// The workloads on a broker, each beside its raw counterpart.
+async fn compare(mut target: Target, size: Size, filter: &str, report: &mut Report) -> Result<()> {
+    let (name, asked, raw) = (target.name, target.asked, &mut target.raw);
+    let ours = Ours::new(target.bus.clone());
     report.server(ours.server());
-    for workload in ours::PUBLISH.iter().filter(|w| w.name.contains(filter)) {
-        let mut figure = Figure::new("redis", workload.name, Some(workload.asked));
+    for &(workload, way) in ours::PUBLISH.iter().filter(|(w, _)| w.contains(filter)) {
+        let least = match way {
+            Way::Tasks(_) => asked.tasks,
+            Way::Batches(_) | Way::Window(_) => asked.pipelined,
+        };
+        let mut figure = Figure::new(name, workload, Some(least));
         for _ in 0..size.rounds {
-            let theirs = raw.publish(size.messages).await?;
-            let mine = ours.publish(workload, size.messages).await?;
+            let theirs = raw.publish(way, size.messages).await?;
+            let mine = ours.publish(way, size.messages).await?;
             figure.round(mine, Some(theirs));
         }
         report.add(figure);
     }
     if ours::CONSUME.contains(filter) {
-        let mut figure = Figure::new("redis", ours::CONSUME, Some(1.0));
+        let mut figure = Figure::new(name, ours::CONSUME, Some(asked.consume));
         for _ in 0..size.rounds {
             let theirs = raw.consume(size.messages).await?;
             let mine = ours.consume(size.messages).await?;

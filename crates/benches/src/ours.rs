@@ -24,38 +24,21 @@ const UNCONFIRMED: usize = 2_000;
 pub(crate) const CONSUME: &str = "consume, every ack confirmed";
 
 /// A way to publish.
-#[derive(Debug)]
-pub(crate) struct Workload {
-    pub(crate) name: &'static str,
-    /// The least ratio by the raw client.
-    pub(crate) asked: f64,
-    way: Way,
-}
-
 #[derive(Clone, Copy, Debug)]
-enum Way {
+pub(crate) enum Way {
+    /// So many tasks, each of which awaits what it publishes.
     Tasks(usize),
+    /// Batches of so many, one at a time.
     Batches(usize),
+    /// At most so many that are not confirmed.
     Window(usize),
 }
 
 /// Every way to publish.
-pub(crate) const PUBLISH: &[Workload] = &[
-    Workload {
-        name: "publish, 64 awaiting tasks",
-        asked: 0.6,
-        way: Way::Tasks(64),
-    },
-    Workload {
-        name: "publish_batch(100), one at a time",
-        asked: 0.9,
-        way: Way::Batches(100),
-    },
-    Workload {
-        name: "enqueue, window of 1,000",
-        asked: 0.9,
-        way: Way::Window(1_000),
-    },
+pub(crate) const PUBLISH: &[(&str, Way)] = &[
+    ("publish, 64 awaiting tasks", Way::Tasks(64)),
+    ("publish_batch(100), one at a time", Way::Batches(100)),
+    ("enqueue, window of 1,000", Way::Window(1_000)),
 ];
 
 /// A bus on the broker.
@@ -66,15 +49,13 @@ pub(crate) struct Ours {
 }
 
 impl Ours {
-    /// Connects.
-    pub(crate) async fn connect(url: &str) -> Result<Self> {
-        let config = mas_transport::redis::RedisConfig::from_url(url)?;
-        let transport = mas_transport::redis::RedisTransport::connect(config).await?;
-        Ok(Self {
-            bus: Bus::new(Arc::new(transport)),
+    /// Ours on this bus.
+    pub(crate) fn new(bus: Bus) -> Self {
+        Self {
+            bus,
             payload: Bytes::from(vec![b'x'; PAYLOAD]),
             topics: AtomicUsize::new(0),
-        })
+        }
     }
 
     /// The server and its version.
@@ -83,10 +64,10 @@ impl Ours {
     }
 
     /// Publishes.
-    pub(crate) async fn publish(&self, workload: &Workload, messages: usize) -> Result<Sample> {
+    pub(crate) async fn publish(&self, way: Way, messages: usize) -> Result<Sample> {
         let topic = self.topic()?;
         let meter = Meter::start();
-        self.fill(&topic, workload.way, messages).await?;
+        self.fill(&topic, way, messages).await?;
         let sample = meter.stop(messages);
         self.bus.admin().purge(&topic).await?;
         Ok(sample)

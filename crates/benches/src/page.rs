@@ -86,7 +86,7 @@ $ cargo run -p benches --release{separator}{}
     };
     fact("date", date);
     fact("version", env!("CARGO_PKG_VERSION"));
-    fact("server", report.server_name());
+    fact("server", &report.server_names());
     fact(
         "machine",
         &format!(

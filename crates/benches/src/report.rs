@@ -9,7 +9,7 @@ use crate::meter::Sample;
 /// The figures of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
-    server: String,
+    servers: Vec<String>,
     figures: Vec<Figure>,
 }
 
@@ -100,9 +100,9 @@ impl Row {
 }
 
 impl Report {
-    /// Names the broker.
+    /// Names a broker.
     pub(crate) fn server(&mut self, server: String) {
-        self.server = server;
+        self.servers.push(server);
     }
 
     /// Adds a workload, and shows it to those who wait.
@@ -117,9 +117,9 @@ impl Report {
         self.figures.iter().all(|figure| figure.row().holds())
     }
 
-    /// The broker's name; empty where none was asked.
-    pub(crate) fn server_name(&self) -> &str {
-        &self.server
+    /// The brokers' names; empty where none was asked.
+    pub(crate) fn server_names(&self) -> String {
+        self.servers.join(", ")
     }
 
     /// What came out, workload by workload.
@@ -130,7 +130,7 @@ impl Report {
     /// One line.
     pub(crate) fn json(&self) -> String {
         serde_json::json!({
-            "server": self.server,
+            "server": self.server_names(),
             "payload": crate::PAYLOAD,
             "figures": self.rows(),
         })
@@ -140,8 +140,8 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.server.is_empty() {
-            writeln!(f, "{}", self.server)?;
+        for server in &self.servers {
+            writeln!(f, "{server}")?;
         }
         write!(
             f,

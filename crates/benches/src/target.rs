@@ -1,39 +1,69 @@
-//! The Redis server of a run.
+//! The brokers of a run.
 
+use std::any::Any;
 use std::env;
+use std::sync::Arc;
 
 use conformance_tests::fixtures::RedisServer;
+use mas_transport::Bus;
+use mas_transport::redis::{RedisConfig, RedisTransport};
 
-use crate::Result;
+use crate::raw::{Raw, RawRedis};
+use crate::{Broker, Result};
 
-/// A server that runs, stopped at the end when it was started here.
-#[derive(Debug)]
-pub(crate) struct Server {
-    url: String,
-    /// Ends with this.
-    _started: Option<RedisServer>,
+/// The least ratios by the raw client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    /// Tasks that each await their publish.
+    pub(crate) tasks: f64,
+    /// Batches and windows.
+    pub(crate) pipelined: f64,
+    /// Reading and acknowledging, each ack confirmed.
+    pub(crate) consume: f64,
 }
 
-impl Server {
+/// A broker, ours and the raw client on it.
+pub(crate) struct Target {
+    pub(crate) name: &'static str,
+    pub(crate) bus: Bus,
+    pub(crate) raw: Box<dyn Raw>,
+    pub(crate) asked: Asked,
+    /// Ends with this, when it was started here.
+    _started: Option<Box<dyn Any>>,
+}
+
+impl Target {
     /// The server that the environment names, or else one started for the run.
-    pub(crate) fn find() -> Result<Self> {
-        let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
-        let address = variable("REDIS_ADDR").map(|address| format!("redis://{address}"));
-        if let Some(url) = variable("TEST_REDIS_URL").or(address) {
-            return Ok(Self {
-                url,
-                _started: None,
-            });
+    pub(crate) async fn of(broker: Broker) -> Result<Self> {
+        match broker {
+            Broker::Redis => Self::redis().await,
         }
-        let started = RedisServer::start(&[])?;
-        Ok(Self {
-            url: format!("redis://{}", started.address()),
-            _started: Some(started),
-        })
     }
 
-    /// Where it is, as `redis://host:port`.
-    pub(crate) fn url(&self) -> &str {
-        &self.url
+    async fn redis() -> Result<Self> {
+        let address = variable("REDIS_ADDR").map(|address| format!("redis://{address}"));
+        let (url, started) = match variable("TEST_REDIS_URL").or(address) {
+            Some(url) => (url, None),
+            None => {
+                let server = RedisServer::start(&[])?;
+                (format!("redis://{}", server.address()), Some(server))
+            }
+        };
+        let transport = RedisTransport::connect(RedisConfig::from_url(&url)?).await?;
+        Ok(Self {
+            name: "redis",
+            bus: Bus::new(Arc::new(transport)),
+            raw: Box::new(RawRedis::connect(&url).await?),
+            asked: Asked {
+                tasks: 0.6,
+                pipelined: 0.9,
+                consume: 1.0,
+            },
+            _started: started.map(|server| Box::new(server) as Box<dyn Any>),
+        })
     }
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -1,12 +1,15 @@
-//! The yardstick: redis-rs as its documentation shows it, with the same fields and payload.
+//! redis-rs on one multiplexed connection.
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamReadOptions, StreamReadReply};
 
+use super::Raw;
 use crate::meter::{Meter, Sample};
+use crate::ours::Way;
 use crate::{PAYLOAD, Result};
 
 /// Commands in one pipeline.
@@ -17,12 +20,12 @@ const KEY: &str = "benches-raw";
 const GROUP: &str = "bench";
 
 /// redis-rs on one multiplexed connection.
-pub(crate) struct Raw {
+pub(crate) struct RawRedis {
     connection: MultiplexedConnection,
     payload: Vec<u8>,
 }
 
-impl Raw {
+impl RawRedis {
     /// Connects.
     pub(crate) async fn connect(url: &str) -> Result<Self> {
         let client = redis::Client::open(url)?;
@@ -37,8 +40,28 @@ impl Raw {
         })
     }
 
-    /// Publishes, pipeline by pipeline.
-    pub(crate) async fn publish(&mut self, messages: usize) -> Result<Sample> {
+    async fn fill(&mut self, messages: usize) -> Result<()> {
+        let mut left = messages;
+        while left > 0 {
+            let mut pipeline = redis::Pipeline::with_capacity(PIPELINE);
+            for _ in 0..left.min(PIPELINE) {
+                pipeline.add_command(entry(&self.payload)).ignore();
+            }
+            let () = pipeline.query_async(&mut self.connection).await?;
+            left = left.saturating_sub(PIPELINE);
+        }
+        Ok(())
+    }
+
+    async fn clear(&mut self) -> Result<()> {
+        Ok(self.connection.del(KEY).await?)
+    }
+}
+
+#[async_trait]
+impl Raw for RawRedis {
+    /// Pipeline by pipeline, whatever ours does.
+    async fn publish(&mut self, _way: Way, messages: usize) -> Result<Sample> {
         let meter = Meter::start();
         self.fill(messages).await?;
         let sample = meter.stop(messages);
@@ -46,8 +69,7 @@ impl Raw {
         Ok(sample)
     }
 
-    /// Reads and acknowledges what is there.
-    pub(crate) async fn consume(&mut self, messages: usize) -> Result<Sample> {
+    async fn consume(&mut self, messages: usize) -> Result<Sample> {
         self.fill(messages).await?;
         let () = self.connection.xgroup_create(KEY, GROUP, "0").await?;
         let options = StreamReadOptions::default()
@@ -75,23 +97,6 @@ impl Raw {
         let sample = meter.stop(messages);
         self.clear().await?;
         Ok(sample)
-    }
-
-    async fn fill(&mut self, messages: usize) -> Result<()> {
-        let mut left = messages;
-        while left > 0 {
-            let mut pipeline = redis::Pipeline::with_capacity(PIPELINE);
-            for _ in 0..left.min(PIPELINE) {
-                pipeline.add_command(entry(&self.payload)).ignore();
-            }
-            let () = pipeline.query_async(&mut self.connection).await?;
-            left = left.saturating_sub(PIPELINE);
-        }
-        Ok(())
-    }
-
-    async fn clear(&mut self) -> Result<()> {
-        Ok(self.connection.del(KEY).await?)
     }
 }
 
