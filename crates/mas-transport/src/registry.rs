@@ -8,6 +8,7 @@ use futures::future::{BoxFuture, FutureExt};
 use mas_transport_core::{Error, ErrorKind, Result, Transport};
 
 use crate::backends;
+use crate::config::table::COMMON;
 use crate::config::{Settings, Variable};
 
 type Connect =
@@ -68,23 +69,26 @@ impl Registry {
         &GLOBAL
     }
 
-    /// Adds a backend.
+    /// Adds a backend. One that this build only knows by name, since its cargo feature is off, gives
+    /// the name up, and its variables with it when it is the scheme.
     ///
     /// # Errors
-    /// `Conflict` when its scheme or another name of it is taken; `InvalidArgument` when a scheme or
-    /// a variable is not named as the rules of [`Backend::new`] and [`Variable::new`] say, or a
-    /// default is not allowed by its own kind.
+    /// `Conflict` when its scheme or another name of it is that of a backend that can be connected
+    /// to; `InvalidArgument` when a scheme or a variable is not named as the rules of
+    /// [`Backend::new`] and [`Variable::new`] say, or a default is not allowed by its own kind.
     pub fn register(&self, backend: Backend) -> Result<()> {
         backend.check()?;
         let mut backends = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let taken = backend.names().find(|name| {
-            backends
-                .values()
-                .any(|other| other.names().any(|n| n == *name))
-        });
+        let mut there = backends.values().filter(|other| other.link.is_ok());
+        let taken = there.find_map(|other| backend.names().find(|name| other.has(name)));
         if let Some(name) = taken {
             let why = "there is a backend of this name already";
             return Err(Error::new(ErrorKind::Conflict, "register", why).with("scheme", name));
+        }
+        // What is left of these names belongs to backends that are not there.
+        backends.retain(|scheme, _| !backend.has(scheme));
+        for other in backends.values_mut().filter(|other| other.link.is_err()) {
+            other.aliases.retain(|alias| !backend.has(alias));
         }
         backends.insert(backend.scheme, backend);
         Ok(())
@@ -149,7 +153,9 @@ pub(crate) struct Parts {
 
 impl Backend {
     /// A backend with a scheme in lower-case letters and digits, and how to connect to it. The
-    /// prefix of its variables is the scheme in upper case: `files` has `FILES_…`.
+    /// prefix of its variables is the scheme in upper case: `files` has `FILES_…`. So it is none of
+    /// the words that the variables of every backend begin with: `mas`, `message`, `protocol`,
+    /// `publish`, `transport`.
     ///
     /// `connect` gets settings without problems, and fails with `Unavailable` or `Timeout` when
     /// waiting could help. It may be dropped and called again.
@@ -247,6 +253,10 @@ impl Backend {
         std::iter::once(self.scheme).chain(self.aliases.iter().copied())
     }
 
+    fn has(&self, name: &str) -> bool {
+        self.names().any(|own| own == name)
+    }
+
     /// Connects, with settings that have been checked.
     pub(crate) async fn connect(&self, settings: Settings) -> Result<Arc<dyn Transport>> {
         match &self.link {
@@ -276,6 +286,16 @@ impl Backend {
             }
         }
         let prefix = self.prefix();
+        if COMMON
+            .iter()
+            .any(|variable| variable.name.starts_with(&prefix))
+        {
+            return wrong(
+                "variables of every backend begin with this word, so its own could not be told \
+                 from them; take another scheme",
+                self.scheme,
+            );
+        }
         for variable in &self.variables {
             let named = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
             let own = variable.name.strip_prefix(&prefix);
