@@ -151,6 +151,14 @@ pub(crate) struct Parts {
     pub(crate) host_and_port: Option<(&'static str, &'static str)>,
 }
 
+impl Parts {
+    /// Whether a URL of it says more than its scheme.
+    pub(crate) fn is_addressed(&self) -> bool {
+        let parts = [self.hosts, self.path, self.whole];
+        parts.iter().any(Option::is_some)
+    }
+}
+
 impl Backend {
     /// A backend with a scheme in lower-case letters and digits, and how to connect to it. The
     /// prefix of its variables is the scheme in upper case: `files` has `FILES_…`. So it is none of

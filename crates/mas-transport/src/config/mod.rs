@@ -28,7 +28,9 @@ use crate::secret::Secret;
 /// Settings come from the program's code, the environment, a file (`MAS_CONFIG`), and the defaults,
 /// in this order of precedence. Each has one name, that of its environment variable; the reference
 /// page lists them all. A URL counts as set where it stands: its parts and options are as good as
-/// the variables beside it, and contradicting them is an error. An empty variable counts as unset.
+/// the variables beside it, and contradicting them is an error. A `PROTOCOL_TYPE` that contradicts
+/// the scheme of the `TRANSPORT_URL` in effect is one wherever the two stand. An empty variable
+/// counts as unset.
 ///
 /// ```
 /// # use mas_transport::{Config, Requirements};
@@ -115,13 +117,15 @@ impl Config {
         self
     }
 
-    /// Sets the backend: `PROTOCOL_TYPE`.
+    /// Sets the backend: `PROTOCOL_TYPE`. A `TRANSPORT_URL` of another backend, in the environment
+    /// or a file, is an error then; [`url`](Self::url) replaces it.
     #[must_use]
     pub fn backend(self, name: &str) -> Self {
         self.set(table::PROTOCOL_TYPE, name)
     }
 
-    /// Sets backend and address: `TRANSPORT_URL`.
+    /// Sets backend and address: `TRANSPORT_URL`. A `PROTOCOL_TYPE` of another backend, in the
+    /// environment or a file, is an error then; [`backend`](Self::backend) replaces it.
     #[must_use]
     pub fn url(self, url: &str) -> Self {
         self.set(table::TRANSPORT_URL, url)

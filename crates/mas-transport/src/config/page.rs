@@ -89,7 +89,8 @@ Every setting has one name, that of its environment variable. The same setting c
 
 Code goes before the environment, the environment before the file, the file before the default. A URL
 counts as set where it stands. Saying two different things in one place (`REDIS_ADDR` and a URL with
-another host, `PROTOCOL_TYPE` and a URL with another scheme) is an error. An empty value counts as unset.
+another host) is an error. So is a `PROTOCOL_TYPE` and a `TRANSPORT_URL` with another scheme, wherever the
+two stand. An empty value counts as unset.
 
 Everything that is wrong is told at once, when connecting or by `mas doctor`. Only the settings of the
 backend that was chosen can be wrong. A name that does not exist is an error in code, in a file and in a

@@ -1,6 +1,7 @@
 //! From the sources to settings.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use super::Config;
@@ -22,6 +23,28 @@ pub(super) struct Given {
 
 /// What one source says, by variable.
 pub(super) type Layer = BTreeMap<&'static str, Given>;
+
+/// Who names a backend: `PROTOCOL_TYPE`, or `TRANSPORT_URL` by its scheme.
+struct Choice {
+    /// That of the source, the first one being 0.
+    rank: usize,
+    /// `None` for a URL that is none.
+    name: Option<String>,
+    given: Given,
+}
+
+/// A source, as part of a sentence.
+struct Place<'a>(&'a Origin);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Origin::Environment(_) => f.write_str("the environment"),
+            Origin::File { path, .. } => write!(f, "the file {}", path.display()),
+            other => write!(f, "{other}"),
+        }
+    }
+}
 
 pub(super) struct Resolver {
     backends: Vec<Backend>,
@@ -218,54 +241,73 @@ impl Resolver {
         layer
     }
 
-    /// The backend, from the first source that names one; `None` when there is no such.
+    /// The backend, from the first source that names one; `None` when there is no such. A protocol
+    /// and a URL that say two things are a mistake wherever each stands: whoever set the one did not
+    /// know of the other.
     fn choose(&mut self, layers: &[Layer]) -> (String, Option<Backend>) {
-        for layer in layers {
-            let protocol = layer.get(table::PROTOCOL_TYPE).cloned();
-            let url = layer.get(table::TRANSPORT_URL).cloned();
+        let in_effect = |name| {
+            let mut sources = layers.iter().enumerate();
+            sources.find_map(|(rank, layer)| Some((rank, layer.get(name)?.clone())))
+        };
+        let protocol = in_effect(table::PROTOCOL_TYPE).map(|(rank, given)| Choice {
+            rank,
+            name: Some(given.raw.expose().trim().to_lowercase()),
+            given,
+        });
+        let url = in_effect(table::TRANSPORT_URL).map(|(rank, given)| {
             // What is no URL is told with the setting itself.
-            let scheme = url.as_ref().and_then(|url| {
-                let parsed = TransportUrl::parse(url.raw.expose()).ok()?;
-                Some((parsed.scheme, url.origin.clone()))
-            });
-            let named = protocol.map(|given| {
-                let name = given.raw.expose().trim().to_lowercase();
-                (name, given.origin)
-            });
-            let chosen = match (&named, &scheme) {
-                (Some((name, from)), Some((scheme, _))) => {
-                    let same = match (self.backend(name), self.backend(scheme)) {
-                        (Some(one), Some(other)) => one.scheme == other.scheme,
-                        _ => name == scheme,
-                    };
-                    if !same {
-                        let what = format!(
-                            "it contradicts the scheme of TRANSPORT_URL, {}://",
-                            printable(scheme)
-                        );
-                        self.problems.push(Problem {
-                            name: table::PROTOCOL_TYPE.to_owned(),
-                            value: Some(Kind::Text.show(name)),
-                            origin: from.clone(),
-                            what,
-                            allowed: Some("set one of the two, or make them agree".to_owned()),
-                        });
-                    }
-                    (name, table::PROTOCOL_TYPE)
-                }
-                (Some((name, _)), None) => (name, table::PROTOCOL_TYPE),
-                (None, Some((scheme, _))) => (scheme, table::TRANSPORT_URL),
-                (None, None) if url.is_some() => return (String::new(), None),
-                (None, None) => continue,
-            };
-            let origin = match chosen.1 {
-                table::PROTOCOL_TYPE => named.as_ref().map(|(_, origin)| origin),
-                _ => scheme.as_ref().map(|(_, origin)| origin),
-            };
-            let origin = origin.cloned().unwrap_or(Origin::Default);
-            return self.take(chosen.0, chosen.1, origin);
+            let parsed = TransportUrl::parse(given.raw.expose());
+            let name = parsed.ok().map(|parsed| parsed.scheme);
+            Choice { rank, name, given }
+        });
+        if let (Some(protocol), Some(url)) = (&protocol, &url) {
+            self.agree(protocol, url);
         }
-        self.take("memory", table::PROTOCOL_TYPE, Origin::Default)
+        let (chosen, variable) = match (protocol, url) {
+            (Some(protocol), Some(url)) if url.rank < protocol.rank => (url, table::TRANSPORT_URL),
+            (Some(protocol), _) => (protocol, table::PROTOCOL_TYPE),
+            (None, Some(url)) => (url, table::TRANSPORT_URL),
+            (None, None) => return self.take("memory", table::PROTOCOL_TYPE, Origin::Default),
+        };
+        match chosen.name {
+            Some(name) => self.take(&name, variable, chosen.given.origin),
+            None => (String::new(), None),
+        }
+    }
+
+    fn agree(&mut self, protocol: &Choice, url: &Choice) {
+        let (Some(name), Some(scheme)) = (&protocol.name, &url.name) else {
+            return;
+        };
+        let own = self.backend(name);
+        let same = match (own, self.backend(scheme)) {
+            (Some(one), Some(other)) => one.scheme == other.scheme,
+            _ => name == scheme,
+        };
+        if same {
+            return;
+        }
+        let (here, there) = (&protocol.given.origin, &url.given.origin);
+        let what = format!(
+            "set in {}, it contradicts TRANSPORT_URL={}, set in {}",
+            Place(here),
+            Kind::Url.show(url.given.raw.expose()),
+            Place(there),
+        );
+        let shown = Kind::Text.show(name);
+        let addressed = own.is_none_or(|backend| backend.parts.is_addressed());
+        let agree = match url.rank < protocol.rank {
+            true => format!("PROTOCOL_TYPE={} in {}", printable(scheme), Place(there)),
+            false if addressed => format!("TRANSPORT_URL={shown}://… in {}", Place(here)),
+            false => format!("TRANSPORT_URL={shown}:// in {}", Place(here)),
+        };
+        self.problems.push(Problem {
+            name: table::PROTOCOL_TYPE.to_owned(),
+            value: Some(shown),
+            origin: here.clone(),
+            what,
+            allowed: Some(format!("remove one of the two, or set {agree}")),
+        });
     }
 
     /// A setting of another backend, and which, when nobody chose any: as good as certainly the
