@@ -12,14 +12,16 @@ use crate::output;
 const LONG: &str = "\
 Prints a commented file with every setting, what it means, what is allowed, and its default. Each
 setting is commented out, so that the file as it is changes nothing. --config, or MAS_CONFIG in the
-environment, names the file to be read; the environment goes before it.
+environment, names the file to be read; the environment goes before it. --format env prints what a
+shell, a service manager or a container reads into the environment.
 
-Exit codes: 0; 2 when there is no such backend.";
+Exit codes: 0; 2 when there is no such backend, or --format markdown is to be of one.";
 
 const EXAMPLES: &str = "\
 Examples:
   mas config > mas.toml
-  mas config redis
+  mas config redis --format yaml > mas.yaml
+  mas config redis --format env
   mas config --format markdown
   mas --config mas.toml doctor";
 
@@ -30,7 +32,7 @@ pub(crate) struct Args {
     /// Only what concerns this backend, such as redis; all of them when left out.
     backend: Option<String>,
     /// What is printed.
-    #[arg(long, value_enum, default_value_t = Format::Toml, conflicts_with = "backend")]
+    #[arg(long, value_enum, default_value_t = Format::Toml)]
     format: Format,
 }
 
@@ -38,14 +40,25 @@ pub(crate) struct Args {
 enum Format {
     /// A file for --config and MAS_CONFIG.
     Toml,
-    /// The reference page.
+    /// The same in YAML.
+    Yaml,
+    /// Variables of the environment.
+    Env,
+    /// The reference page, of all backends.
     Markdown,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, connection: &Connection) -> Result<ExitCode, Failure> {
+    let (config, backend) = (connection.config(), args.backend.as_deref());
     let text = match args.format {
-        Format::Toml => connection.config().example_toml(args.backend.as_deref())?,
+        Format::Toml => config.example_toml(backend)?,
+        Format::Yaml => config.example_yaml(backend)?,
+        Format::Env => config.example_env(backend)?,
+        Format::Markdown if backend.is_some() => {
+            let why = "the reference page is that of all backends";
+            return Err(Failure::new(why).hint("Leave out the backend, or take another --format."));
+        }
         Format::Markdown => Config::reference_markdown(),
     };
     output::print(&text)?;

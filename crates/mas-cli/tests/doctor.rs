@@ -184,6 +184,20 @@ fn the_printed_file_can_be_used() {
     assert!(retries.contains("message.max_retries"), "{retries}");
     let output = finish(mas(&["config", "rabbit"]).spawn().unwrap());
     assert_eq!(output.status.code(), Some(2));
+    for (format, line) in [
+        ("toml", "# pool_size = 10"),
+        ("yaml", "  # pool_size: 10"),
+        ("env", "# REDIS_POOL_SIZE=10"),
+    ] {
+        let command = ["config", "redis", "--format", format];
+        let output = finish(mas(&command).spawn().unwrap());
+        let told = text(&output.stdout);
+        assert!(told.lines().any(|l| l == line), "{format}: {told}");
+        assert!(!told.to_lowercase().contains("kafka_acks"), "{told}");
+    }
+    let command = ["config", "redis", "--format", "markdown"];
+    let output = finish(mas(&command).spawn().unwrap());
+    assert_eq!(output.status.code(), Some(2));
     let output = finish(mas(&["config", "--format", "markdown"]).spawn().unwrap());
     assert!(text(&output.stdout).contains("| `REDIS_POOL_SIZE` |"));
 }

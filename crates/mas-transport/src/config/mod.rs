@@ -1,5 +1,6 @@
 //! Configuration: from code, the environment, a file and a URL to one set of checked settings.
 
+mod example;
 mod expand;
 mod file;
 mod nearest;
@@ -184,7 +185,24 @@ impl Config {
     /// # Errors
     /// `InvalidArgument` when there is no such backend.
     pub fn example_toml(&self, backend: Option<&str>) -> Result<String> {
-        page::toml(self.backends(), backend)
+        example::toml(self.backends(), backend)
+    }
+
+    /// The same in YAML.
+    ///
+    /// # Errors
+    /// As [`example_toml`](Self::example_toml).
+    pub fn example_yaml(&self, backend: Option<&str>) -> Result<String> {
+        example::yaml(self.backends(), backend)
+    }
+
+    /// The same as variables of the environment, `NAME=value`: for a shell, a service manager or a
+    /// container, not for [`file`](Self::file).
+    ///
+    /// # Errors
+    /// As [`example_toml`](Self::example_toml).
+    pub fn example_env(&self, backend: Option<&str>) -> Result<String> {
+        example::env(self.backends(), backend)
     }
 
     /// The reference page of all settings, in Markdown.

@@ -1,17 +1,15 @@
-//! The table of settings for people: the reference page and the commented file.
+//! The table of settings for people: the reference page.
 
 use std::fmt::Write;
 
-use mas_transport_core::{Error, Result};
-
-use super::table::{self, COMMON};
+use super::table::COMMON;
 use super::variable::{Kind, Variable};
 use crate::registry::{Backend, Registry};
 
 /// A heading, and the settings under it.
-type Section<'a> = (String, &'a [Variable]);
+pub(super) type Section<'a> = (String, &'a [Variable]);
 
-fn sections(backends: &[Backend]) -> Vec<Section<'_>> {
+pub(super) fn sections(backends: &[Backend]) -> Vec<Section<'_>> {
     let mut sections = vec![("Every backend".to_owned(), COMMON)];
     // As people look for them; what is registered besides comes last, by name.
     let known = ["memory", "redis", "nats", "kafka"];
@@ -106,81 +104,3 @@ const AHEAD: &str = "
 The names are fixed and checked; the backend itself comes with the cargo feature of its name, in the
 versions that have it.
 ";
-
-pub(super) fn toml(registry: &Registry, only: Option<&str>) -> Result<String> {
-    let mut backends = registry.snapshot();
-    if let Some(only) = only {
-        let names: Vec<_> = backends.iter().map(|backend| backend.scheme).collect();
-        backends.retain(|backend| backend.names().any(|name| name == only));
-        if backends.is_empty() {
-            return Err(Error::invalid("config", "there is no such backend")
-                .with("backend", only.escape_debug())
-                .with("available", names.join(" or ")));
-        }
-    }
-    let mut file = String::from(
-        "# Settings of mas-transport. MAS_CONFIG names this file; the environment goes before it.\n\
-         # Each line shows a default, or an example where there is none.\n",
-    );
-    let mut tables: Vec<(&str, String)> = Vec::new();
-    let all = sections(&backends);
-    for variable in all.iter().flat_map(|(_, variables)| variables.iter()) {
-        if variable.name == table::MAS_CONFIG {
-            continue;
-        }
-        let key = variable.key();
-        let Some((table, name)) = key.split_once('.') else {
-            continue;
-        };
-        let mut entry = String::from("\n");
-        for line in wrap(variable.about, 96) {
-            let _ = writeln!(entry, "# {line}");
-        }
-        let _ = writeln!(entry, "# Allowed: {}.", variable.kind);
-        let example = match (variable.default, variable.kind) {
-            (Some(default), _) => default,
-            (None, kind) => example(kind),
-        };
-        let value = match variable.kind {
-            Kind::Whole(..) | Kind::Switch => example.to_owned(),
-            _ => format!("\"{example}\""),
-        };
-        let _ = writeln!(entry, "# {name} = {value}");
-        let first = variable.name.split_once('_').map_or("", |(first, _)| first);
-        match tables.iter_mut().find(|(known, _)| *known == first) {
-            Some((_, entries)) => entries.push_str(&entry),
-            None => tables.push((first, format!("\n[{table}]\n{}", entry.trim_start()))),
-        }
-    }
-    for (_, entries) in tables {
-        file.push_str(&entries);
-    }
-    Ok(file)
-}
-
-/// What a setting without a default could be.
-fn example(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Url => "redis://user:password@host:6379/0",
-        Kind::Switch => "true",
-        Kind::Whole(..) => "1000000",
-        Kind::File => "/etc/mas/file.pem",
-        Kind::Path => "/var/lib/mas",
-        Kind::Name(_) => "team-a",
-        _ => "",
-    }
-}
-
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.len() + 1 + word.len() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
-}
