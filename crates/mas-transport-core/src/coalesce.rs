@@ -17,8 +17,9 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The data is whole: no code panics while it holds one of these locks.
+/// Locks; what a panicking thread left behind is still whole, because no code panics while it holds one of
+/// these locks.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -24,6 +24,7 @@ macro_rules! mutated {
     }};
 }
 
+pub mod backend;
 mod capabilities;
 pub mod clock;
 mod coalesce;
@@ -40,6 +41,7 @@ mod name;
 mod publisher;
 mod record;
 mod subscription;
+mod tls;
 mod transport;
 
 pub use capabilities::*;
@@ -53,4 +55,5 @@ pub use name::*;
 pub use publisher::*;
 pub use record::*;
 pub use subscription::*;
+pub use tls::Tls;
 pub use transport::*;

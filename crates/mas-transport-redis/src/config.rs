@@ -3,11 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use mas_transport_core::{Error, MAX_MESSAGE, Namespace, RECORD_RESERVE, Result};
+use mas_transport_core::{Error, MAX_MESSAGE, Namespace, RECORD_RESERVE, Result, Tls};
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 
 use crate::BACKEND;
-use crate::tls::Tls;
 
 /// What a topic does that has reached its cap: [`RedisConfig::stream_max_len`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

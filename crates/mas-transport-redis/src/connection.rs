@@ -8,7 +8,7 @@
 //! here: only the caller knows whether that is safe.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use mas_transport_core::{Error, ErrorKind, Result};
@@ -25,29 +25,9 @@ use crate::error::{is_answer, map};
 use crate::scripts::{self, Lua};
 use crate::tls::is_encrypted;
 
-/// The first wait between two attempts to connect.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// The longest.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Commands that may wait for the connection's own task. Far above what is ever in flight, so that
 /// handing one over does not wait.
 const PIPELINE_BUFFER: usize = 4096;
-
-/// How long to wait before the next attempt to connect.
-#[derive(Debug)]
-pub(crate) struct Wait(Duration);
-
-impl Wait {
-    pub(crate) fn new() -> Self {
-        Self(FIRST_WAIT)
-    }
-
-    pub(crate) fn next(&mut self) -> Duration {
-        let wait = self.0;
-        self.0 = (self.0 * 2).min(LONGEST_WAIT);
-        wait
-    }
-}
 
 /// A connection, and the task that drives it where the client has not taken that upon itself. It
 /// ends with this, whatever is still under way.
@@ -566,22 +546,11 @@ impl Bell {
     }
 }
 
-/// Locks; what a panicking thread left behind is still whole, because no lock here is held across
-/// anything that can panic half-way.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub(crate) use mas_transport_core::backend::{Wait, lock};
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_wait_doubles_up_to_its_limit() {
-        let mut wait = Wait::new();
-        let ms: Vec<u128> = (0..7).map(|_| wait.next().as_millis()).collect();
-        assert_eq!(ms, [50, 100, 200, 400, 800, 1000, 1000]);
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_bell_keeps_the_nearest_time() {

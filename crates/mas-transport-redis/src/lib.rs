@@ -51,7 +51,6 @@ mod decode;
 mod error;
 mod health;
 mod holding;
-mod inbox;
 mod info;
 mod keys;
 mod lanes;
@@ -67,8 +66,8 @@ mod tls;
 mod transport;
 
 pub use config::{Overflow, RedisConfig};
+pub use mas_transport_core::Tls;
 pub use native::RedisNative;
-pub use tls::Tls;
 pub use transport::RedisTransport;
 
 /// What errors and capabilities call this backend.

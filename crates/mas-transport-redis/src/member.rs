@@ -1,11 +1,13 @@
 //! One member of one group: what its reader, its sweeper, its `fetch` and its settlements share.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use mas_transport_core::backend::{Inbox, Leases};
 use mas_transport_core::{
-    Error, ErrorKind, Event, Gap, Group, Result, StartFrom, Subscription, Token, Topic,
+    Error, ErrorKind, Event, Gap, Group, Position, Result, StartFrom, Subscription, Token, Topic,
 };
 use redis::Value;
 use tokio::sync::Notify;
@@ -16,10 +18,9 @@ use tokio_util::task::TaskTracker;
 use crate::BACKEND;
 use crate::connection::{Bell, Link, lock};
 use crate::decode;
-use crate::inbox::Inbox;
 use crate::keys::{GroupKeys, MARKER};
 use crate::lanes::Seat;
-use crate::lease::{Leases, Owner};
+use crate::lease::{Lease, Owner};
 use crate::reader;
 use crate::scripts;
 use crate::sweep;
@@ -43,7 +44,7 @@ pub(crate) struct Member {
     name: String,
     pub(crate) inbox: Inbox,
     pub(crate) bell: Arc<Bell>,
-    pub(crate) leases: Mutex<Leases>,
+    pub(crate) leases: Mutex<Leases<Lease>>,
     /// Consumers of this member under which something may stand that never arrived here.
     orphans: Mutex<Vec<Owner>>,
     /// Every consumer that was used, to be removed at the end.
@@ -84,7 +85,7 @@ impl Member {
             keys: GroupKeys::new(&shared.link.config.namespace, &topic, &group),
             lease: subscription.get_lease(),
             name: format!("{name}:{}", uuid::Uuid::now_v7().simple()),
-            inbox: Inbox::new(),
+            inbox: Inbox::new(BACKEND),
             bell: Arc::default(),
             leases: Mutex::default(),
             orphans: Mutex::default(),
@@ -154,6 +155,13 @@ impl Member {
     pub(crate) fn lost_answer(&self, owner: Owner) {
         lock(&self.orphans).push(owner);
         self.bell.ring(Duration::ZERO);
+    }
+
+    /// The entries that stand under one of this member's consumers, as far as is known here.
+    pub(crate) fn known(&self, owner: Owner) -> HashSet<Position> {
+        let leases = lock(&self.leases);
+        let owned = leases.iter().filter(|lease| lease.owner == owner);
+        owned.map(|lease| lease.id).collect()
     }
 
     pub(crate) fn take_orphans(&self) -> Vec<Owner> {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use mas_transport_core::backend::Waiter;
 use mas_transport_core::{Error, ErrorKind, Event};
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, RedisError, Value};
@@ -14,7 +15,6 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::connection::{Connected, Wait};
 use crate::decode::{self, Taken};
 use crate::error::{is_answer, is_group_gone, map};
-use crate::inbox::Waiter;
 use crate::lease::Owner;
 use crate::member::Member;
 

@@ -8,16 +8,15 @@
 
 use async_trait::async_trait;
 use futures::future::join4;
-use mas_transport_core::{
-    Error, ErrorKind, Outcome, Position, Result, Settle, Settled, Stored, Token,
-};
+use mas_transport_core::backend::persist_each;
+use mas_transport_core::{Error, ErrorKind, Outcome, Position, Result, Settle, Settled, Token};
 use redis::{Cmd, Pipeline, Value};
 use std::sync::Arc;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::Instant;
 
 use crate::BACKEND;
 use crate::bury::bury_all;
-use crate::connection::{Wait, lock};
+use crate::connection::lock;
 use crate::decode;
 use crate::lease::Lease;
 use crate::member::Member;
@@ -115,79 +114,6 @@ pub(crate) fn lost(member: &Member) -> Error {
     )
 }
 
-/// When the first of the leases ends.
-fn first_deadline<'a>(leases: impl Iterator<Item = &'a Lease>) -> Instant {
-    let first = leases.map(|lease| lease.deadline).min();
-    first.unwrap_or_else(Instant::now)
-}
-
-/// Repeats what may be repeated for as long as the server cannot take it and the leases last.
-async fn persist<T, F>(until: Instant, mut attempt: impl FnMut() -> F) -> Result<T>
-where
-    F: Future<Output = Result<T>>,
-{
-    let mut wait = Wait::new();
-    let mut unknown = false;
-    loop {
-        // An attempt that still waits for a connection when the lease ends must not go out later:
-        // by then the entry may be somebody else's.
-        let error = match timeout_at(until, attempt()).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => error,
-            Err(_) => {
-                return Err(Error::new(
-                    ErrorKind::Timeout,
-                    "settle",
-                    "the server did not answer before the lease ended",
-                )
-                .on(BACKEND)
-                .maybe_stored());
-            }
-        };
-        unknown |= error.stored() == Stored::Unknown;
-        let again = Instant::now() + wait.next();
-        if !error.is_retryable() || again >= until {
-            return Err(if unknown { error.maybe_stored() } else { error });
-        }
-        sleep(again - Instant::now()).await;
-    }
-}
-
-/// Does something to items, the way [`persist`] does it, until their leases end: those whose end is
-/// near give up, and the rest goes on without them.
-async fn persist_each<I, T, F>(
-    member: &Member,
-    mut items: Vec<I>,
-    lease: impl Fn(&I) -> &Lease,
-    mut attempt: impl FnMut(Vec<I>) -> F,
-    mut finish: impl FnMut(Vec<I>, Result<T>),
-) where
-    I: Clone,
-    F: Future<Output = Result<T>>,
-{
-    // At most so many times, however many deadlines there are.
-    let step = member.lease / 16;
-    let mut unknown = false;
-    while !items.is_empty() {
-        let until = first_deadline(items.iter().map(&lease));
-        match persist(until, || attempt(items.clone())).await {
-            Err(error) if error.is_retryable() => {
-                unknown |= error.stored() == Stored::Unknown;
-                let near = |item: &I| lease(item).deadline <= until + step;
-                let (ended, rest) = items.into_iter().partition(near);
-                let error = if unknown { error.maybe_stored() } else { error };
-                finish(ended, Err(error));
-                items = rest;
-            }
-            Err(error) => {
-                let error = if unknown { error.maybe_stored() } else { error };
-                return finish(items, Err(error));
-            }
-            outcome => return finish(items, outcome),
-        }
-    }
-}
-
 async fn ack(member: &Member, items: Vec<Item>) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(items.len());
     let link = &member.link;
@@ -206,7 +132,15 @@ async fn ack(member: &Member, items: Vec<Item>) -> Vec<Answer> {
     let done = |items, outcome: Result<Value>| {
         answers.extend(finish(member, items, outcome.map(|_| Settled::Done)));
     };
-    persist_each(member, items, |(_, _, lease)| lease, attempt, done).await;
+    persist_each(
+        BACKEND,
+        member.lease / 16,
+        items,
+        |(_, _, lease)| lease.deadline,
+        attempt,
+        done,
+    )
+    .await;
     answers
 }
 
@@ -256,7 +190,15 @@ async fn renew(member: &Member, items: Vec<(Item, bool)>) -> Vec<Answer> {
         Ok((asked, decode::list(answer)))
     };
     let done = |items, outcome| answers.extend(renewed(member, items, outcome));
-    persist_each(member, items, |((_, _, lease), _)| lease, attempt, done).await;
+    persist_each(
+        BACKEND,
+        member.lease / 16,
+        items,
+        |((_, _, lease), _)| lease.deadline,
+        attempt,
+        done,
+    )
+    .await;
     answers
 }
 
@@ -287,7 +229,10 @@ fn renewed(
                 let count = if begin { lease.attempt } else { lease.count };
                 let deadline = *asked + member.lease;
                 let renewed = done.and_then(|()| {
-                    let renewed = leases.renewed(token, count, deadline);
+                    let renewed = leases.renewed(token, |lease| {
+                        lease.count = lease.count.max(count);
+                        lease.deadline = lease.deadline.max(deadline);
+                    });
                     renewed.ok_or_else(|| lost(member))
                 });
                 if renewed.is_err() {

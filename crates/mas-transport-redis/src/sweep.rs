@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mas_transport_core::backend::Waiter;
 use mas_transport_core::{Error, Result, Stored};
 use redis::{Cmd, Value};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::connection::lock;
 use crate::decode;
-use crate::inbox::Waiter;
 use crate::keys::PARKED;
 use crate::lease::{Lease, Owner};
 use crate::member::{Member, says_lost};
@@ -227,7 +227,7 @@ pub(crate) async fn recover(member: &Member, owner: Owner) -> Result<(), Error> 
             .arg(&consumer);
         let page = decode::list(member.link.command("fetch", ask).await?);
         // Asked for after the server has answered: nothing is added under this name any more.
-        let known = lock(&member.leases).known(owner);
+        let known = member.known(owner);
         let mut lost = Vec::new();
         for line in &page {
             let Value::Array(line) = line else { continue };

@@ -4,7 +4,6 @@
 //! has an error of its own, the certificates are read once, and no provider of cryptography is set
 //! for the whole process.
 
-use std::fmt;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -12,65 +11,6 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::config::split;
-
-/// Whom to trust and what to show on an encrypted connection: [`RedisConfig::tls`](crate::RedisConfig::tls).
-///
-/// By default the server's certificate is checked against the authorities that the system trusts
-/// (or those in `SSL_CERT_FILE` and `SSL_CERT_DIR`), and no certificate is shown. The name or the
-/// IP address in the server's address has to stand in its certificate. TLS 1.2 and 1.3.
-///
-/// ```
-/// use mas_transport_redis::{RedisConfig, Tls};
-/// # fn read(_: &str) -> Vec<u8> { Vec::new() }
-/// let tls = Tls::new()
-///     .ca_certificate(read("ca.pem"))
-///     .client_certificate(read("client.pem"), read("client.key"));
-/// let config = RedisConfig::new("redis.example.org:6380").tls(tls);
-/// ```
-///
-/// What is wrong with a certificate is said by
-/// [`RedisTransport::connect`](crate::RedisTransport::connect).
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Tls {
-    authority: Option<Vec<u8>>,
-    client: Option<(Vec<u8>, Vec<u8>)>,
-}
-
-impl Tls {
-    /// The system's authorities, and no certificate of our own.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Trusts the authorities in this PEM text, and no others.
-    #[must_use]
-    pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.authority = Some(pem.into());
-        self
-    }
-
-    /// Shows the server a certificate, for servers that ask for one: the chain, our own certificate
-    /// first, and its private key (PKCS#8, PKCS#1 or SEC1), both as PEM text. The key appears in no
-    /// message and no `Debug` output.
-    #[must_use]
-    pub fn client_certificate(
-        mut self,
-        certificate_pem: impl Into<Vec<u8>>,
-        key_pem: impl Into<Vec<u8>>,
-    ) -> Self {
-        self.client = Some((certificate_pem.into(), key_pem.into()));
-        self
-    }
-}
-
-impl fmt::Debug for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tls")
-            .field("ca_certificate", &self.authority.as_ref().map(|_| "…"))
-            .field("client_certificate", &self.client.as_ref().map(|_| "…"))
-            .finish()
-    }
-}
 
 /// How long a server may take to show what it speaks.
 const SHOW: Duration = Duration::from_secs(1);
@@ -104,17 +44,16 @@ mod handshake {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use mas_transport_core::{Error, ErrorKind, Result};
+    use mas_transport_core::{Error, ErrorKind, Result, Tls};
     use redis::aio::MultiplexedConnection;
     use redis::{AsyncConnectionConfig, RedisConnectionInfo};
-    use rustls::pki_types::pem::PemObject as _;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-    use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+    use rustls::pki_types::ServerName;
+    use rustls::{AlertDescription, CertificateError};
     use tokio::net::TcpStream;
     use tokio_rustls::TlsConnector;
     use tokio_util::task::AbortOnDropHandle;
 
-    use super::{Tls, first_byte};
+    use super::first_byte;
     use crate::BACKEND;
     use crate::config::{RedisConfig, split};
     use crate::connection::Connected;
@@ -160,26 +99,9 @@ mod handshake {
             settings: RedisConnectionInfo,
         ) -> Result<Self> {
             let wrong = |why| wrong(config, why);
-            let roots = roots(config, tls)?;
-            // Named, so that it does not matter which providers other crates of the program bring.
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let builder = ClientConfig::builder_with_provider(provider)
-                .with_safe_default_protocol_versions()
-                .map_err(|e| wrong("no version of TLS can be used").because(e))?
-                .with_root_certificates(roots);
-            let client = match &tls.client {
-                None => builder.with_no_client_auth(),
-                Some((chain, key)) => {
-                    let why = "the client certificate is not PEM text of certificates";
-                    let chain = certificates(chain).ok_or_else(|| wrong(why))?;
-                    let why = "the key of the client certificate is not PEM text of a private key";
-                    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| wrong(why))?;
-                    let why = "the client certificate and its key do not belong together";
-                    builder
-                        .with_client_auth_cert(chain, key)
-                        .map_err(|e| wrong(why).because(e))?
-                }
-            };
+            let client = tls
+                .client_config()
+                .map_err(|e| e.on(BACKEND).with("address", config.address()))?;
             let address = config.address();
             let why = "the address is not of the form host:port";
             let (host, port) = split(address).ok_or_else(|| wrong(why))?;
@@ -253,36 +175,6 @@ mod handshake {
             "the server does not speak TLS on this port: connect to its tls-port, or without TLS (redis://)",
         )
         .with("address", address)
-    }
-
-    fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
-        let read: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-        read.ok().filter(|read| !read.is_empty())
-    }
-
-    fn roots(config: &RedisConfig, tls: &Tls) -> Result<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        if let Some(pem) = &tls.authority {
-            let why = "the CA certificate is not PEM text of certificates";
-            for certificate in certificates(pem).ok_or_else(|| wrong(config, why))? {
-                let why = "the CA certificate cannot be used to trust a server";
-                roots
-                    .add(certificate)
-                    .map_err(|e| wrong(config, why).because(e))?;
-            }
-            return Ok(roots);
-        }
-        let found = rustls_native_certs::load_native_certs();
-        for error in found.errors {
-            tracing::warn!(%error, "a certificate of the system cannot be read");
-        }
-        let (added, _) = roots.add_parsable_certificates(found.certs);
-        if added == 0 {
-            let why = "the system trusts no authority at all: install its CA certificates, or name \
-                       the one that signed the server's with Tls::ca_certificate";
-            return Err(wrong(config, why));
-        }
-        Ok(roots)
     }
 
     /// What a failure of TLS means; `None` for one of the network.

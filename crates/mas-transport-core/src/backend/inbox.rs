@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use mas_transport_core::{Error, Event, Result, Token, Want};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::BACKEND;
-use crate::connection::lock;
+use super::lock;
+use crate::error::{Error, Result};
+use crate::transport::{Event, Token, Want};
 
 /// What is assumed of the size of a message before any was seen, and the least that is ever
 /// assumed: it bounds how much the first reply can bring.
@@ -38,9 +38,11 @@ struct State {
     closed: bool,
 }
 
-/// The buffer between reading and `fetch`.
+/// The buffer between the tasks of a member that read and its
+/// [`Fetch`](crate::Fetch): bounded by what is wanted, in messages and bytes.
 #[derive(Debug)]
-pub(crate) struct Inbox {
+pub struct Inbox {
+    backend: &'static str,
     state: Mutex<State>,
     /// Something is there to fetch.
     arrived: Notify,
@@ -50,16 +52,20 @@ pub(crate) struct Inbox {
     unwanted: Notify,
 }
 
-/// Who waits for room.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Waiter {
+/// Who waits for room: each may wait in one task at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiter {
+    /// The task that reads what is new.
     Reader,
+    /// The task that collects what comes back, where that is another one.
     Sweeper,
 }
 
 impl Inbox {
-    pub(crate) fn new() -> Self {
+    /// An empty one, of a backend called so in errors.
+    pub fn new(backend: &'static str) -> Self {
         Self {
+            backend,
             state: Mutex::new(State {
                 control: VecDeque::new(),
                 ready: VecDeque::new(),
@@ -76,7 +82,7 @@ impl Inbox {
     }
 
     /// Moves what is there and wanted to `out`, waiting until there is something. Cancel-safe.
-    pub(crate) async fn fetch(&self, want: Want, out: &mut Vec<Event>) -> Result<()> {
+    pub async fn fetch(&self, want: Want, out: &mut Vec<Event>) -> Result<()> {
         loop {
             if let Some(result) = self.try_fetch(want, out) {
                 return result;
@@ -88,7 +94,7 @@ impl Inbox {
     fn try_fetch(&self, want: Want, out: &mut Vec<Event>) -> Option<Result<()>> {
         let mut state = lock(&self.state);
         if state.closed {
-            return Some(Err(Error::closed("fetch").on(BACKEND)));
+            return Some(Err(Error::closed("fetch").on(self.backend)));
         }
         let before = out.len();
         out.extend(state.control.drain(..));
@@ -121,10 +127,7 @@ impl Inbox {
     }
 
     /// Adds deliveries. They are returned when the member has been closed.
-    pub(crate) fn add(
-        &self,
-        arrivals: impl IntoIterator<Item = (Event, Token, usize)>,
-    ) -> Vec<Token> {
+    pub fn add(&self, arrivals: impl IntoIterator<Item = (Event, Token, usize)>) -> Vec<Token> {
         let at = Instant::now();
         let mut refused = Vec::new();
         let mut state = lock(&self.state);
@@ -156,31 +159,31 @@ impl Inbox {
     }
 
     /// Adds events that `fetch` brings whatever it wants.
-    pub(crate) fn control(&self, event: Event) {
+    pub fn control(&self, event: Event) {
         lock(&self.state).control.push_back(event);
         self.arrived.notify_one();
     }
 
     /// Lets the next `fetch` fail; a later failure takes the place of one not yet seen.
-    pub(crate) fn fail(&self, error: Error) {
+    pub fn fail(&self, error: Error) {
         lock(&self.state).error = Some(error);
         self.arrived.notify_one();
     }
 
     /// A failure that nobody has seen is over.
-    pub(crate) fn recovered(&self) {
+    pub fn recovered(&self) {
         lock(&self.state).error = None;
     }
 
     /// How many messages, `most` at most, and how many bytes may be read now.
-    pub(crate) fn room(&self, most: usize) -> (usize, usize) {
+    pub fn room(&self, most: usize) -> (usize, usize) {
         let state = lock(&self.state);
         let bytes = state.want.bytes.saturating_sub(state.ready_bytes);
         (state.room(most), bytes)
     }
 
     /// Waits until something is wanted; how many messages may be read then.
-    pub(crate) async fn wanted(&self, waiter: Waiter, most: usize) -> usize {
+    pub async fn wanted(&self, waiter: Waiter, most: usize) -> usize {
         let [reader, sweeper] = &self.wanted;
         let wanted = match waiter {
             Waiter::Reader => reader,
@@ -196,7 +199,7 @@ impl Inbox {
     }
 
     /// Takes back what has waited since before `now - age` for a `fetch` that does not come.
-    pub(crate) fn take_stale(&self, now: Instant, age: Duration) -> Vec<Token> {
+    pub fn take_stale(&self, now: Instant, age: Duration) -> Vec<Token> {
         let mut state = lock(&self.state);
         let mut stale = Vec::new();
         while state.ready.front().is_some_and(|a| a.at + age <= now) {
@@ -209,12 +212,12 @@ impl Inbox {
     }
 
     /// Waits until something is to be given back.
-    pub(crate) async fn unwanted(&self) {
+    pub async fn unwanted(&self) {
         self.unwanted.notified().await;
     }
 
     /// Takes back what came in for a member that wants to hold nothing.
-    pub(crate) fn take_unwanted(&self) -> Vec<Token> {
+    pub fn take_unwanted(&self) -> Vec<Token> {
         let mut state = lock(&self.state);
         match state.has_unwanted() {
             true => state.empty(),
@@ -223,12 +226,12 @@ impl Inbox {
     }
 
     /// Drops what is buffered, because its leases are lost.
-    pub(crate) fn revoke(&self) -> Vec<Token> {
+    pub fn revoke(&self) -> Vec<Token> {
         lock(&self.state).empty()
     }
 
     /// Makes `fetch` answer `Closed`, and takes back what was buffered.
-    pub(crate) fn close(&self) -> Vec<Token> {
+    pub fn close(&self) -> Vec<Token> {
         lock(&self.state).closed = true;
         self.arrived.notify_one();
         self.revoke()
@@ -260,7 +263,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mas_transport_core::{Position, Reason, ReasonCode};
+    use crate::{Position, Reason, ReasonCode};
 
     fn arrival(slot: u32, bytes: usize) -> (Event, Token, usize) {
         let token = Token {
@@ -282,7 +285,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_fetch_takes_what_it_wants_and_the_first_whatever_its_size() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new("test");
         inbox.add([arrival(0, 500), arrival(1, 10), arrival(2, 10)]);
         let mut out = Vec::new();
         inbox.fetch(want(3, 100), &mut out).await.unwrap();
@@ -298,7 +301,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn control_events_come_also_when_nothing_is_wanted() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new("test");
         inbox.add([arrival(0, 1)]);
         inbox.control(Event::Reconnected);
         let mut out = Vec::new();
@@ -308,7 +311,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_bytes_wanted_bound_what_is_read() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new("test");
         let mut out = Vec::new();
         assert_eq!(inbox.room(500).0, 0);
         assert!(inbox.try_fetch(want(1000, 1 << 20), &mut out).is_none());
@@ -326,7 +329,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_paused_member_holds_nothing() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new("test");
         inbox.add([arrival(0, 1)]);
         let mut out = Vec::new();
         assert!(inbox.try_fetch(want(0, 0), &mut out).is_none());
@@ -347,7 +350,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_fetches_is_taken_back() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new("test");
         inbox.add([arrival(0, 1)]);
         tokio::time::advance(Duration::from_secs(2)).await;
         inbox.add([arrival(1, 1)]);
@@ -356,9 +359,6 @@ mod tests {
         assert_eq!(inbox.close().len(), 1);
         assert_eq!(inbox.add([arrival(2, 1)]).len(), 1, "too late");
         let closed = inbox.fetch(want(1, 1), &mut Vec::new()).await;
-        assert_eq!(
-            closed.unwrap_err().kind(),
-            mas_transport_core::ErrorKind::Closed
-        );
+        assert_eq!(closed.unwrap_err().kind(), crate::ErrorKind::Closed);
     }
 }

@@ -1,0 +1,62 @@
+//! How the server is, in words for whoever runs it.
+
+use async_nats::jetstream::account::Account;
+use mas_transport_core::{Health, Result};
+use tokio::time::Instant;
+
+use crate::config::Storage;
+use crate::connection::Link;
+use crate::info;
+
+/// From this share of a limit on it is time to look.
+const NEARLY_FULL: f64 = 0.8;
+
+/// Asks the server.
+///
+/// # Errors
+/// What keeps it from answering.
+pub(crate) async fn ask(link: &Link) -> Result<Health> {
+    let asked = Instant::now();
+    let account: Account = link.must("health", "INFO".to_owned(), &()).await?;
+    let latency = asked.elapsed();
+    let config = &link.config;
+    let mut health = Health::new(info::name(link), latency)
+        .fact(
+            "storage",
+            match config.storage {
+                Storage::File => "file",
+                Storage::Memory => "memory",
+            },
+        )
+        .fact("replicas", config.replicas.to_string())
+        .fact("streams", account.streams.to_string())
+        .fact("consumers", account.consumers.to_string())
+        .fact("stored-bytes", account.storage.to_string());
+    if config.storage == Storage::Memory && config.replicas == 1 {
+        health = health.warn(
+            "topics are kept in the memory of one server: its restart loses every message",
+            "keep them in files, or on several servers (NATS_REPLICAS=3)",
+        );
+    }
+    let limits = &account.limits;
+    for (what, used, limit) in [
+        (
+            "storage",
+            account.storage as f64,
+            limits.max_storage.unwrap_or(-1) as f64,
+        ),
+        (
+            "memory",
+            account.memory as f64,
+            limits.max_memory.unwrap_or(-1) as f64,
+        ),
+    ] {
+        if limit > 0.0 && used / limit >= NEARLY_FULL {
+            health = health.warn(
+                format!("{:.0} % of the JetStream {what} is used: when it is full, publishing fails", 100.0 * used / limit),
+                "let consumers catch up, purge what nobody needs, or raise the limit (max_file_store, max_memory_store)",
+            );
+        }
+    }
+    Ok(health)
+}

@@ -1,0 +1,334 @@
+//! What the library keeps for itself, in a stream of its own: the last note of a subject counts.
+//!
+//! - How far members have trimmed a topic: what is missing beyond that was removed by others.
+//! - How far a group has come: where it is made again should it be lost, and what it is owed.
+//! - How often an entry was handed out, which the server's count of what it sent does not tell.
+//!
+//! Every note names the incarnation of the stream that it speaks of: of a later one it says nothing.
+
+use std::sync::Arc;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::ErrorCode;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt as _;
+use futures::stream;
+use mas_transport_core::{ErrorKind, Group, Result, Topic};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::append::{Answer, Appender, Entry};
+use crate::error::answered;
+use crate::streams::{Incarnation, Streams};
+
+/// The version of what notes say.
+const VERSION: u32 = 1;
+/// Notes that are asked for at a time.
+const AT_A_TIME: usize = 64;
+
+/// How far members have trimmed a topic.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Trimmed {
+    version: u32,
+    incarnation: Incarnation,
+    /// Up to and with this place.
+    pub(crate) to: u64,
+}
+
+/// How far a group has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    version: u32,
+    pub(crate) incarnation: Incarnation,
+    /// All up to and with this place is settled, or was told as lost.
+    pub(crate) floor: u64,
+}
+
+impl Progress {
+    pub(crate) fn new(incarnation: Incarnation, floor: u64) -> Self {
+        Self {
+            version: VERSION,
+            incarnation,
+            floor,
+        }
+    }
+}
+
+/// How often an entry was handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attempts {
+    version: u32,
+    incarnation: Incarnation,
+    /// Attempts that were begun.
+    pub(crate) begun: u32,
+    /// The last holder gave it back, rather than die with it.
+    pub(crate) nacked: bool,
+}
+
+impl Attempts {
+    pub(crate) fn new(incarnation: Incarnation, begun: u32, nacked: bool) -> Self {
+        Self {
+            version: VERSION,
+            incarnation,
+            begun,
+            nacked,
+        }
+    }
+}
+
+/// The notes of a transport.
+#[derive(Debug)]
+pub(crate) struct Notes {
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) appender: Arc<Appender>,
+}
+
+/// A note and where it stands.
+type Found<T> = Option<(u64, T)>;
+
+impl Notes {
+    pub(crate) async fn trimmed(&self, topic: &Topic, of: Incarnation) -> Result<u64> {
+        let note: Found<Trimmed> = self.read(self.streams.keys.trimmed(topic)).await?;
+        Ok(note
+            .filter(|(_, n)| n.incarnation == of)
+            .map_or(0, |(_, n)| n.to))
+    }
+
+    /// Notes that a topic is about to be trimmed.
+    pub(crate) async fn trimming(&self, topic: &Topic, of: Incarnation, to: u64) -> Result<()> {
+        let note = Trimmed {
+            version: VERSION,
+            incarnation: of,
+            to,
+        };
+        self.write(self.streams.keys.trimmed(topic), &note, None)
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn progress(&self, topic: &Topic, group: &Group) -> Result<Found<Progress>> {
+        self.read(self.streams.keys.group(topic, group)).await
+    }
+
+    /// Notes how far a group has come, unless somebody has since the note at `last` (0 for none).
+    /// Where it stands; `None` when somebody was faster.
+    pub(crate) async fn advance(
+        &self,
+        topic: &Topic,
+        group: &Group,
+        progress: Progress,
+        last: u64,
+    ) -> Result<Option<u64>> {
+        let subject = self.streams.keys.group(topic, group);
+        self.write(subject, &progress, Some(last)).await
+    }
+
+    /// How often entries were handed out, as far as there are notes.
+    pub(crate) async fn attempts(
+        &self,
+        topic: &Topic,
+        group: &Group,
+        of: Incarnation,
+        sequences: Vec<u64>,
+    ) -> Result<Vec<Found<Attempts>>> {
+        let ask = |sequence| async move {
+            let subject = self.streams.keys.attempts(topic, group, sequence);
+            let note: Found<Attempts> = self.read(subject).await?;
+            Ok(note.filter(|(_, note)| note.incarnation == of))
+        };
+        let asked = stream::iter(sequences).map(ask).buffered(AT_A_TIME);
+        let notes: Vec<Result<Found<Attempts>>> = asked.collect().await;
+        notes.into_iter().collect()
+    }
+
+    /// Notes how often entries were handed out. Where each note stands.
+    pub(crate) async fn attempted(
+        &self,
+        topic: &Topic,
+        group: &Group,
+        notes: &[(u64, Attempts)],
+        deadline: Instant,
+    ) -> Vec<Result<u64>> {
+        let entries = notes.iter().map(|(sequence, note)| {
+            let subject = self.streams.keys.attempts(topic, group, *sequence);
+            self.entry(subject, note, None)
+        });
+        let answers = self.append(entries.collect(), deadline).await;
+        let link = &self.streams.link;
+        let place = |answer: Answer| Ok(answer.into_result(link, "settle")?.0);
+        answers.into_iter().map(place).collect()
+    }
+
+    /// Removes notes of entries that are settled. What is left of it does no harm.
+    pub(crate) async fn forget(&self, places: Vec<u64>) {
+        let name = self.streams.keys.notes_stream();
+        let remove = |place: u64| {
+            let subject = format!("STREAM.MSG.DELETE.{name}");
+            async move {
+                let request = json!({ "seq": place, "no_erase": true });
+                let link = &self.streams.link;
+                if let Err(error) = link
+                    .must::<_, serde_json::Value>("settle", subject, &request)
+                    .await
+                {
+                    tracing::debug!(%error, "a note that nobody needs is left");
+                }
+            }
+        };
+        stream::iter(places)
+            .map(remove)
+            .buffer_unordered(AT_A_TIME)
+            .for_each(|()| async {})
+            .await;
+    }
+
+    fn entry<T: Serialize>(&self, subject: String, note: &T, last: Option<u64>) -> Entry {
+        let headers = last.map(|last| {
+            let mut headers = HeaderMap::new();
+            headers.insert(
+                "Nats-Expected-Last-Subject-Sequence",
+                last.to_string().as_str(),
+            );
+            headers
+        });
+        Entry {
+            subject: subject.into(),
+            headers,
+            // Numbers and switches: there is nothing that JSON cannot say.
+            payload: serde_json::to_vec(note).unwrap_or_default().into(),
+        }
+    }
+
+    /// Appends notes; makes their stream first where it is missing.
+    async fn append(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Answer> {
+        if let Err(error) = self.streams.reach_notes("settle").await {
+            tracing::debug!(%error, "there is nowhere to keep notes");
+        }
+        let answers = self
+            .appender
+            .send(entries, deadline)
+            .await
+            .answers(deadline)
+            .await;
+        if answers.iter().any(|a| matches!(a, Answer::Nobody)) {
+            self.streams.forget_notes();
+        }
+        answers
+    }
+
+    async fn write<T: Serialize>(
+        &self,
+        subject: String,
+        note: &T,
+        last: Option<u64>,
+    ) -> Result<Option<u64>> {
+        let link = &self.streams.link;
+        let deadline = Instant::now() + link.config.response_timeout;
+        let mut answers = Vec::new();
+        // The second time its stream has been made again.
+        for _ in 0..2 {
+            let entry = self.entry(subject.clone(), note, last);
+            answers = self.append(vec![entry], deadline).await;
+            if !matches!(answers.first(), Some(Answer::Nobody)) {
+                break;
+            }
+        }
+        match answers.pop() {
+            Some(Answer::Refused(told))
+                if told.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE
+                    || told.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT =>
+            {
+                Ok(None)
+            }
+            Some(answer) => Ok(Some(answer.into_result(link, "note")?.0)),
+            None => Err(link.silent("note")),
+        }
+    }
+
+    async fn read<T: DeserializeOwned>(&self, subject: String) -> Result<Found<T>> {
+        let found = self.streams.last("note", &subject).await?;
+        Ok(
+            found
+                .and_then(|(place, payload)| Some((place, serde_json::from_slice(&payload).ok()?))),
+        )
+    }
+}
+
+/// An entry as the server stores it.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    /// Its header block, `NATS/1.0` included; empty where it has none.
+    pub(crate) headers: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct Got {
+    message: Stored,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    seq: u64,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+}
+
+impl Streams {
+    /// The last entry of a subject of the notes, and where it stands.
+    async fn last(&self, operation: &'static str, subject: &str) -> Result<Option<(u64, Vec<u8>)>> {
+        let request = json!({ "last_by_subj": subject });
+        let got = self
+            .get(operation, &self.keys.notes_stream(), &request)
+            .await?;
+        Ok(got.map(|(seq, raw)| (seq, raw.payload)))
+    }
+
+    /// An entry of a topic in a form that cannot disturb the connection, whatever its headers are.
+    pub(crate) async fn raw(
+        &self,
+        operation: &'static str,
+        topic: &Topic,
+        sequence: u64,
+    ) -> Result<Option<Raw>> {
+        let request = json!({ "seq": sequence });
+        let got = self
+            .get(operation, &self.keys.stream(topic), &request)
+            .await?;
+        Ok(got.map(|(_, raw)| raw))
+    }
+
+    async fn get(
+        &self,
+        operation: &'static str,
+        stream: &str,
+        request: &serde_json::Value,
+    ) -> Result<Option<(u64, Raw)>> {
+        let asked = self
+            .link
+            .ask(operation, format!("STREAM.MSG.GET.{stream}"), request);
+        let got: Got = match asked.await? {
+            Ok(got) => got,
+            Err(told) if told.code() == 404 || told.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                return Ok(None);
+            }
+            Err(told) => return Err(answered(operation, &told).with("stream", stream)),
+        };
+        let decoded = |text: &str| {
+            STANDARD.decode(text).map_err(|e| {
+                let why = "the server's answer has a form that is not known";
+                crate::error::error(ErrorKind::Broker, operation, why).because(e)
+            })
+        };
+        let raw = Raw {
+            headers: decoded(&got.message.hdrs)?,
+            payload: decoded(&got.message.data)?,
+        };
+        Ok(Some((got.message.seq, raw)))
+    }
+}

@@ -1,0 +1,308 @@
+//! The pulls of a member, over a connection of its own.
+//!
+//! It lives in a task, never in a `fetch` that may be dropped. A pull waits at the server for an
+//! eighth of the lease at most, because the lease of what it brings may have begun when it was sent.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use async_nats::{Message, StatusCode, Subscriber};
+use futures::StreamExt as _;
+use futures::stream::ReadyChunks;
+use mas_transport_core::backend::{Wait, Waiter};
+use mas_transport_core::{ErrorKind, Event, Result};
+use serde_json::json;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::connection::Link;
+use crate::error::error;
+use crate::holding::Taken;
+use crate::member::Member;
+
+/// Most entries in one pull.
+const COUNT: usize = 1000;
+/// Most entries that are taken in at a time.
+const AT_ONCE: usize = 500;
+/// Most pulls without an end that are remembered.
+const REMEMBERED: usize = 16;
+/// After the connection broke over an entry, so many are pulled one by one: another like it would
+/// take its neighbours along.
+const CAREFUL: u32 = 32;
+
+/// Reads until the member closes.
+pub(crate) async fn run(member: Arc<Member>) {
+    let closing = member.closing.clone();
+    let mut wait = Wait::new();
+    let mut outage = false;
+    loop {
+        let dialled = closing
+            .run_until_cancelled(Link::dial(member.link.config.clone()))
+            .await;
+        let failed = match dialled {
+            None => return,
+            Some(Ok(link)) => {
+                if std::mem::take(&mut outage) {
+                    member.inbox.recovered();
+                }
+                wait = Wait::new();
+                let read = read(&member, &link).await;
+                link.close(Instant::now() + member.link.config.response_timeout)
+                    .await;
+                match read {
+                    Ok(()) => return,
+                    Err(error) => error,
+                }
+            }
+            Some(Err(error)) => error,
+        };
+        outage = true;
+        member.inbox.fail(failed.with("topic", &member.topic));
+        if closing
+            .run_until_cancelled(sleep(wait.next()))
+            .await
+            .is_none()
+        {
+            return;
+        }
+    }
+}
+
+/// A pull that the server has not answered to the end.
+#[derive(Debug)]
+struct Pull {
+    number: u64,
+    asked: Instant,
+    left: usize,
+    until: Instant,
+}
+
+/// How a pull ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// As it should.
+    Over,
+    /// Stream or group may be gone.
+    Lost,
+    /// The server asks to wait.
+    Later,
+}
+
+struct Reader<'a> {
+    member: &'a Arc<Member>,
+    link: &'a Link,
+    prefix: String,
+    number: u64,
+    pull: Option<Pull>,
+    /// Pulls that are not known to have ended, and when each was sent.
+    asked: VecDeque<(u64, Instant)>,
+    /// When the last that ended was sent.
+    last: Instant,
+    careful: u32,
+}
+
+/// Reads over one connection, which heals by itself, until the member closes.
+async fn read(member: &Arc<Member>, link: &Link) -> Result<()> {
+    let gone = |e: &dyn std::fmt::Display| {
+        tracing::debug!(error = %e, "the connection for reading is gone");
+        error(
+            ErrorKind::Unavailable,
+            "fetch",
+            "the connection for reading is gone",
+        )
+        .with("address", link.config.address())
+    };
+    let prefix = link.client().new_inbox();
+    let subscriber = link.client().subscribe(format!("{prefix}.*")).await;
+    let subscriber = subscriber.map_err(|e| gone(&e))?;
+    let mut messages = subscriber.ready_chunks(AT_ONCE);
+    let mut reader = Reader {
+        member,
+        link,
+        prefix,
+        number: 0,
+        pull: None,
+        asked: VecDeque::with_capacity(REMEMBERED),
+        last: Instant::now(),
+        careful: 0,
+    };
+    let mut changes = link.changes();
+    let (mut epoch, mut elsewhere) = (link.epoch(), member.link.epoch());
+    let mut down = false;
+    let mut wait = Wait::new();
+    loop {
+        if reader.pull.is_none() && !down {
+            let wanted = async {
+                let most = if reader.careful > 0 { 1 } else { COUNT };
+                member.inbox.wanted(Waiter::Reader, most).await
+            };
+            tokio::select! {
+                count = wanted => {
+                    if let Err(error) = reader.ask(count).await {
+                        return Err(gone(&error));
+                    }
+                }
+                // What an earlier pull still brings.
+                chunk = messages.next() => {
+                    let Some(chunk) = chunk else { return Err(gone(&"closed")) };
+                    reader.take(chunk).await;
+                }
+                changed = changes.changed() => if changed.is_err() { return Err(gone(&"closed")) },
+                () = member.closing.cancelled() => return reader.leave(messages).await,
+            }
+        } else {
+            let until = reader.pull.as_ref().map(|pull| pull.until);
+            tokio::select! {
+                chunk = messages.next() => {
+                    let Some(chunk) = chunk else { return Err(gone(&"closed")) };
+                    let seen = member.joined();
+                    let ended = reader.take(chunk).await;
+                    if ended == Some(End::Over) {
+                        wait = Wait::new();
+                    }
+                    if ended == Some(End::Lost)
+                        && let Err(error) = member.rejoin(seen).await
+                    {
+                        member.inbox.fail(error);
+                    }
+                    if matches!(ended, Some(End::Lost | End::Later)) {
+                        // Asking at once would not help the server.
+                        let pause = member.closing.run_until_cancelled(sleep(wait.next()));
+                        if pause.await.is_none() {
+                            return reader.leave(messages).await;
+                        }
+                    }
+                }
+                // The server did not say that it is over: the request or the answer was lost.
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    reader.pull = None;
+                }
+                changed = changes.changed() => if changed.is_err() { return Err(gone(&"closed")) },
+                () = member.closing.cancelled() => return reader.leave(messages).await,
+            }
+        }
+        if link.has_ended() {
+            return Err(gone(&"the client has given up"));
+        }
+        if !link.is_up() && !down {
+            down = true;
+            member.inbox.fail(link.broken("fetch"));
+        }
+        if link.is_up() && (down || link.epoch() != epoch) {
+            down = false;
+            epoch = link.epoch();
+            reader.pull = None;
+            member.inbox.recovered();
+            member.inbox.control(Event::Reconnected);
+            // Where only this connection broke, it may have been over what it read.
+            if member.link.epoch() == elsewhere && member.link.is_up() {
+                reader.careful = CAREFUL;
+                if let Err(error) = member.unreadable().await {
+                    tracing::debug!(%error, "could not look for entries with unreadable headers");
+                }
+            }
+            elsewhere = member.link.epoch();
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// Pulls so many.
+    async fn ask(&mut self, count: usize) -> std::result::Result<(), async_nats::PublishError> {
+        let member = self.member;
+        self.number += 1;
+        let wait = (member.lease / 8).min(std::time::Duration::from_secs(5));
+        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        let request = json!({ "batch": count, "expires": nanos });
+        let subject = format!(
+            "$JS.API.CONSUMER.MSG.NEXT.{}.{}",
+            member.shared.streams.keys.stream(&member.topic),
+            member.group
+        );
+        let now = Instant::now();
+        if self.asked.len() == REMEMBERED {
+            self.asked.pop_front();
+        }
+        self.asked.push_back((self.number, now));
+        self.pull = Some(Pull {
+            number: self.number,
+            asked: now,
+            left: count,
+            until: now + wait + self.link.config.response_timeout.min(member.lease),
+        });
+        let reply = format!("{}.{}", self.prefix, self.number);
+        let payload = request.to_string().into();
+        self.link
+            .client()
+            .publish_with_reply(subject, reply, payload)
+            .await
+    }
+
+    /// Takes in what came; how the current pull ended, if it did.
+    async fn take(&mut self, chunk: Vec<Message>) -> Option<End> {
+        let mut ended = None;
+        let mut taken: Vec<Taken> = Vec::with_capacity(chunk.len());
+        for message in chunk {
+            // Only the server can give a message such a reply, whatever status it carries. It keeps the
+            // subject that it was published to, so that it does not say which pull it is for.
+            if let Some(entry) = Taken::read(&message) {
+                taken.push(entry);
+                self.careful = self.careful.saturating_sub(1);
+                if let Some(pull) = &mut self.pull {
+                    pull.left = pull.left.saturating_sub(1);
+                    if pull.left == 0 {
+                        ended = Some(End::Over);
+                    }
+                }
+                continue;
+            }
+            let place = message.subject.get(self.prefix.len() + 1..);
+            let number = place.and_then(|number| number.parse::<u64>().ok());
+            if self.pull.as_ref().is_some_and(|p| Some(p.number) == number) {
+                ended = Some(self.ended(&message)).or(ended);
+            }
+        }
+        // The oldest that it may be for, so that no lease is taken to be longer than it is. One that
+        // was given up brings nothing any more after a lease.
+        let now = Instant::now();
+        self.asked
+            .retain(|(_, at)| now.saturating_duration_since(*at) < self.member.lease);
+        let asked = self.asked.front().map(|(_, at)| *at);
+        if ended.is_some()
+            && let Some(pull) = self.pull.take()
+        {
+            self.asked.retain(|(number, _)| *number != pull.number);
+            self.last = pull.asked;
+        }
+        if !taken.is_empty() {
+            self.member.admit(taken, asked.unwrap_or(self.last)).await;
+        }
+        ended
+    }
+
+    fn ended(&self, message: &Message) -> End {
+        let text = message.description.as_deref().unwrap_or_default();
+        match message.status {
+            Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT) => End::Over,
+            Some(StatusCode::NO_RESPONDERS) => End::Lost,
+            _ if text.contains("Deleted") || text.contains("deleted") => End::Lost,
+            status => {
+                tracing::debug!(?status, text, topic = %self.member.topic, "a pull was ended");
+                End::Later
+            }
+        }
+    }
+
+    /// Stops pulling and takes in what is on its way, which is returned because the inbox is closed.
+    async fn leave(&mut self, mut messages: ReadyChunks<Subscriber>) -> Result<()> {
+        let limit = self.link.config.response_timeout.min(self.member.lease);
+        let leaving = async {
+            if messages.get_mut().drain().await.is_ok() && self.link.is_up() {
+                while let Some(chunk) = messages.next().await {
+                    self.take(chunk).await;
+                }
+            }
+        };
+        let _ = timeout(limit, leaving).await;
+        Ok(())
+    }
+}

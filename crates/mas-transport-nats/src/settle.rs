@@ -1,0 +1,392 @@
+//! Settlements.
+//!
+//! Each is a message to the subject that came with the delivery. Of a batch only the last one asks for
+//! an answer: a server takes those of one consumer that came over one connection in order, so that the
+//! answer covers them all, if the connection was one and the same from the first to the last. A
+//! settlement that the server took says nothing about whose lease it was; so every one passes the
+//! local check of its deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Request, RequestErrorKind, Subject};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::join4;
+use mas_transport_core::backend::persist_each;
+use mas_transport_core::{Error, ErrorKind, Outcome, Result, Settle, Settled, Token};
+use tokio::time::Instant;
+
+use crate::BACKEND;
+use crate::bury::bury_all;
+use crate::connection::lock;
+use crate::lease::Lease;
+use crate::member::Member;
+use crate::notes::Attempts;
+
+const ACK: &[u8] = b"+ACK";
+const NAK: &[u8] = b"-NAK";
+const PROGRESS: &[u8] = b"+WPI";
+
+/// The longest delay: ten years, far within the nanoseconds that servers count.
+const MOST_DELAY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// The settling half of a member.
+#[derive(Debug)]
+pub(crate) struct NatsSettle(pub(crate) Arc<Member>);
+
+/// One settlement that passed the local check: its place in the batch, its token, its lease.
+pub(crate) type Item = (usize, Token, Lease);
+/// What became of one.
+pub(crate) type Answer = (usize, Result<Settled>);
+
+#[async_trait]
+impl Settle for NatsSettle {
+    async fn settle(&self, batch: Vec<(Token, Outcome)>) -> Vec<Result<Settled>> {
+        // A task of its own, so that whoever gives up waiting does not give up the settlements.
+        let count = batch.len();
+        let member = Arc::clone(&self.0);
+        let task = self.0.shared.tasks.spawn(settle(member, batch));
+        task.await.unwrap_or_else(|_| {
+            let error = self.0.error(
+                ErrorKind::Closed,
+                "settle",
+                "the runtime was shut down meanwhile",
+            );
+            vec![Err(error.maybe_stored()); count]
+        })
+    }
+
+    async fn close(&self, deadline: Instant) -> Result<()> {
+        self.0.close(deadline).await;
+        Ok(())
+    }
+}
+
+async fn settle(member: Arc<Member>, batch: Vec<(Token, Outcome)>) -> Vec<Result<Settled>> {
+    let member = &member;
+    let mut results: Vec<Result<Settled>> = Vec::with_capacity(batch.len());
+    let mut acks = Vec::with_capacity(batch.len());
+    let (mut renewals, mut moves, mut burials) = (Vec::new(), Vec::new(), Vec::new());
+    {
+        let lost = lost(member);
+        let now = Instant::now();
+        let mut leases = lock(&member.leases);
+        for (at, (token, outcome)) in batch.into_iter().enumerate() {
+            results.push(Err(lost.clone()));
+            let lease = match outcome {
+                Outcome::Begin | Outcome::Extend => leases.held_until(token, now),
+                _ => leases.settle(token, now),
+            };
+            let Some(lease) = lease else {
+                continue;
+            };
+            let item = (at, token, lease);
+            match outcome {
+                Outcome::Ack => acks.push(item),
+                Outcome::Begin => renewals.push((item, true)),
+                Outcome::Extend => renewals.push((item, false)),
+                Outcome::Nack(delay) => {
+                    let nanos = delay.min(MOST_DELAY).as_nanos();
+                    moves.push((item, Some(u64::try_from(nanos).unwrap_or(u64::MAX))));
+                }
+                Outcome::Return => moves.push((item, None)),
+                Outcome::DeadLetter(record) => burials.push((item, record, false)),
+                Outcome::Quarantine(record) => burials.push((item, record, true)),
+            }
+        }
+    }
+    let (acked, renewed, moved, buried) = join4(
+        ack(member, acks),
+        renew(member, renewals),
+        move_back(member, moves),
+        bury_all(member, burials),
+    )
+    .await;
+    for (at, answer) in acked.into_iter().chain(renewed).chain(moved).chain(buried) {
+        if let Some(result) = results.get_mut(at) {
+            *result = answer;
+        }
+    }
+    member.released();
+    results
+}
+
+pub(crate) fn lost(member: &Member) -> Error {
+    member.error(
+        ErrorKind::LeaseLost,
+        "settle",
+        "the lease had ended: another member may hold the message",
+    )
+}
+
+/// Sends messages to one consumer, and waits until it has taken them all.
+async fn control(
+    member: &Member,
+    operation: &'static str,
+    mut messages: Vec<(Subject, Bytes)>,
+    until: Instant,
+) -> Result<()> {
+    let Some((last, payload)) = messages.pop() else {
+        return Ok(());
+    };
+    let link = &member.link;
+    let epoch = link.ready(operation, until).await?;
+    let client = link.client();
+    for (subject, payload) in messages {
+        if client.publish(subject, payload).await.is_err() {
+            return Err(link.broken(operation));
+        }
+    }
+    // What goes out later than that may take an entry away from whoever has it then.
+    let left = until.saturating_duration_since(Instant::now());
+    let request = Request::new()
+        .payload(payload)
+        .timeout(Some(left.min(link.config.response_timeout)));
+    let asked = client.send_request(last, request);
+    tokio::pin!(asked);
+    let mut changes = link.changes();
+    let answer = loop {
+        tokio::select! {
+            answer = &mut asked => break answer,
+            changed = changes.changed() => {
+                if changed.is_err() || !link.is_up() || link.epoch() != epoch {
+                    return Err(link.broken(operation));
+                }
+            }
+        }
+    };
+    // Some may have gone with an earlier connection.
+    if link.epoch() != epoch {
+        return Err(link.broken(operation));
+    }
+    match answer {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+            let why = "the group is gone from the server, and its leases with it";
+            Err(member.error(ErrorKind::LeaseLost, operation, why))
+        }
+        Err(error) if error.kind() == RequestErrorKind::TimedOut => Err(link.silent(operation)),
+        Err(error) => Err(link.broken(operation).because(error)),
+    }
+}
+
+/// Begins leases anew at the server.
+pub(crate) async fn extend(member: &Member, replies: Vec<Subject>, until: Instant) -> Result<()> {
+    let payload = Bytes::from_static(PROGRESS);
+    let messages = replies.into_iter().map(|r| (r, payload.clone())).collect();
+    control(member, "renew", messages, until).await
+}
+
+/// Tells the server that entries are done.
+pub(crate) async fn acknowledge(
+    member: &Member,
+    replies: Vec<Subject>,
+    until: Instant,
+) -> Result<()> {
+    let payload = Bytes::from_static(ACK);
+    let messages = replies.into_iter().map(|r| (r, payload.clone())).collect();
+    control(member, "ack", messages, until).await
+}
+
+/// When the first of the leases ends.
+fn first_deadline<'a>(leases: impl Iterator<Item = &'a Lease>) -> Instant {
+    let first = leases.map(|lease| lease.deadline).min();
+    first.unwrap_or_else(Instant::now)
+}
+
+async fn ack(member: &Arc<Member>, items: Vec<Item>) -> Vec<Answer> {
+    let mut answers = Vec::with_capacity(items.len());
+    let attempt = |items: Vec<Item>| async move {
+        let until = first_deadline(items.iter().map(|(_, _, lease)| lease));
+        let replies = items.into_iter().map(|(_, _, lease)| lease.reply);
+        acknowledge(member, replies.collect(), until).await
+    };
+    let done = |items: Vec<Item>, outcome: Result<()>| {
+        answers.extend(finish(member, items, outcome.map(|()| Settled::Done), true));
+    };
+    persist_each(
+        BACKEND,
+        member.lease / 16,
+        items,
+        |(_, _, lease)| lease.deadline,
+        attempt,
+        done,
+    )
+    .await;
+    answers
+}
+
+/// Gives all items of a request the same answer; what is `gone` for good needs no note any more.
+pub(crate) fn finish(
+    member: &Arc<Member>,
+    items: Vec<Item>,
+    outcome: Result<Settled>,
+    gone: bool,
+) -> Vec<Answer> {
+    if outcome.is_ok() && gone {
+        member.settled(items.iter().map(|(_, _, lease)| lease.sequence));
+        let notes: Vec<u64> = items
+            .iter()
+            .filter_map(|(_, _, lease)| lease.note)
+            .collect();
+        if !notes.is_empty() {
+            let of = member.clone();
+            member.spawn(async move { of.shared.notes.forget(notes).await });
+        }
+    }
+    let mut leases = lock(&member.leases);
+    let close = |(at, token, _)| {
+        match outcome {
+            Ok(_) => leases.done(token),
+            Err(_) => leases.leave(token),
+        }
+        (at, outcome.clone())
+    };
+    items.into_iter().map(close).collect()
+}
+
+/// Notes about attempts, all or none of them as far as the answer goes.
+async fn note_attempts(
+    member: &Member,
+    items: &[(u64, u32, bool)],
+    until: Instant,
+) -> Vec<Result<u64>> {
+    let incarnation = member.incarnation();
+    let notes: Vec<(u64, Attempts)> = items
+        .iter()
+        .map(|(sequence, begun, nacked)| (*sequence, Attempts::new(incarnation, *begun, *nacked)))
+        .collect();
+    let limit = Instant::now() + member.link.config.response_timeout;
+    let notes_of = &member.shared.notes;
+    notes_of
+        .attempted(&member.topic, &member.group, &notes, until.min(limit))
+        .await
+}
+
+async fn renew(member: &Arc<Member>, items: Vec<(Item, bool)>) -> Vec<Answer> {
+    let mut answers = Vec::with_capacity(items.len());
+    let attempt = |items: Vec<(Item, bool)>| async move {
+        let until = first_deadline(items.iter().map(|((_, _, lease), _)| lease));
+        let begun: Vec<_> = items
+            .iter()
+            .filter(|(_, begin)| *begin)
+            .map(|((_, _, lease), _)| (lease.sequence, lease.attempt, false))
+            .collect();
+        let mut places = Vec::new();
+        if !begun.is_empty() {
+            let noted = note_attempts(member, &begun, until).await;
+            places = noted.into_iter().collect::<Result<Vec<u64>>>()?;
+        }
+        let asked = Instant::now();
+        let replies = items.into_iter().map(|((_, _, lease), _)| lease.reply);
+        extend(member, replies.collect(), until).await?;
+        Ok((asked, places))
+    };
+    let done = |items, outcome| answers.extend(renewed(member, items, outcome));
+    persist_each(
+        BACKEND,
+        member.lease / 16,
+        items,
+        |((_, _, lease), _)| lease.deadline,
+        attempt,
+        done,
+    )
+    .await;
+    answers
+}
+
+/// Enters what became of renewals: when they were asked for, and where the notes of those that were
+/// begun stand.
+fn renewed(
+    member: &Member,
+    items: Vec<(Item, bool)>,
+    outcome: Result<(Instant, Vec<u64>)>,
+) -> Vec<Answer> {
+    let mut leases = lock(&member.leases);
+    let (asked, places, error) = match outcome {
+        Ok((asked, places)) => (asked, places, None),
+        Err(error) => (Instant::now(), Vec::new(), Some(error)),
+    };
+    let mut places = places.into_iter();
+    let close = |((at, token, _), begin): (Item, bool)| {
+        if let Some(error) = &error {
+            // A lease that could not be extended lasts as long as it did. One that could not be
+            // begun is not handed out.
+            if begin {
+                leases.leave(token);
+            }
+            return (at, Err(error.clone()));
+        }
+        let deadline = asked + member.lease;
+        let place = if begin { places.next() } else { None };
+        let renewed = leases.renewed(token, |lease| {
+            lease.deadline = lease.deadline.max(deadline);
+            if begin {
+                lease.begun = lease.attempt;
+                lease.note = place.or(lease.note);
+            }
+        });
+        if renewed.is_none() {
+            leases.done(token);
+            return (at, Err(lost(member)));
+        }
+        (at, Ok(Settled::Lease(deadline)))
+    };
+    items.into_iter().map(close).collect()
+}
+
+/// Nacks (with a delay in nanoseconds) and returns. What has to be remembered of their attempts is
+/// noted first: who gets them next must find it.
+pub(crate) async fn move_back(
+    member: &Arc<Member>,
+    items: Vec<(Item, Option<u64>)>,
+) -> Vec<Answer> {
+    if items.is_empty() {
+        return Vec::new();
+    }
+    let until = first_deadline(items.iter().map(|((_, _, lease), _)| lease));
+    let mut notes = Vec::new();
+    let mut noting = Vec::new();
+    for (index, ((_, _, lease), delay)) in items.iter().enumerate() {
+        let note = match delay {
+            Some(_) => Some((lease.sequence, lease.attempt, true)),
+            // It counts as begun unless a note says otherwise.
+            None if !lease.again || lease.begun == lease.attempt => {
+                Some((lease.sequence, lease.attempt - 1, true))
+            }
+            None => None,
+        };
+        if let Some(note) = note {
+            notes.push(note);
+            noting.push(index);
+        }
+    }
+    let mut failed: Vec<Option<Error>> = vec![None; items.len()];
+    if !notes.is_empty() {
+        let noted = note_attempts(member, &notes, until).await;
+        for (index, outcome) in noting.into_iter().zip(noted) {
+            if let (Err(error), Some(slot)) = (outcome, failed.get_mut(index)) {
+                *slot = Some(error);
+            }
+        }
+    }
+    let (mut moving, mut answers) = (Vec::with_capacity(items.len()), Vec::new());
+    for ((item, delay), error) in items.into_iter().zip(failed) {
+        match error {
+            Some(error) => answers.extend(finish(member, vec![item], Err(error), false)),
+            None => moving.push((item, delay)),
+        }
+    }
+    let messages = moving.iter().map(|((_, _, lease), delay)| {
+        let payload = match delay {
+            Some(nanos) if *nanos > 0 => format!("-NAK {{\"delay\": {nanos}}}").into(),
+            _ => Bytes::from_static(NAK),
+        };
+        (lease.reply.clone(), payload)
+    });
+    let moved = control(member, "nack", messages.collect(), until).await;
+    let items = moving.into_iter().map(|(item, _)| item).collect();
+    answers.extend(finish(member, items, moved.map(|()| Settled::Done), false));
+    answers
+}
