@@ -224,11 +224,10 @@ mod redis {
 
     const PASSWORD: &str = "hush-Zk9/x";
 
-    /// From now on the server wants the password.
-    fn protect(server: &RedisServer) {
+    /// Has the server do this.
+    fn order(server: &RedisServer, command: &str) {
         let mut connection = TcpStream::connect(server.address()).unwrap();
-        let command = format!("CONFIG SET requirepass {PASSWORD}\r\n");
-        connection.write_all(command.as_bytes()).unwrap();
+        write!(connection, "{command}\r\n").unwrap();
         let mut answer = [0; 5];
         connection.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"+OK\r\n");
@@ -237,7 +236,7 @@ mod redis {
     #[test]
     fn the_password_is_in_no_output_of_any_command() {
         let Some(server) = server(&[]) else { return };
-        protect(&server);
+        order(&server, &format!("CONFIG SET requirepass {PASSWORD}"));
         let url = format!(
             "redis://:{}@{}/0",
             PASSWORD.replace('/', "%2F"),
@@ -367,6 +366,53 @@ mod redis {
             return;
         };
         let output = run(&server, &["doctor"]);
-        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+        let told = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{told}");
+        assert!(told.ends_with("nothing is wrong\n"), "{told}");
+    }
+
+    #[test]
+    fn what_most_servers_run_with_is_noted_and_fine() {
+        let options = [("appendonly", "yes"), ("appendfsync", "everysec")];
+        let Some(server) = server(&options) else {
+            return;
+        };
+        let output = run(&server, &["doctor"]);
+        let told = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{told}");
+        let verdict = told.split("Verdict").nth(1).unwrap();
+        for part in [
+            "nothing is wrong",
+            "note     appendfsync is everysec",
+            "set appendfsync always",
+        ] {
+            assert!(verdict.contains(part), "{part}: {told}");
+        }
+        let output = run(&server, &["doctor", "--json"]);
+        assert_eq!(output.status.code(), Some(0));
+        let json = json(&output);
+        assert_eq!(json["verdict"], "ok");
+        assert_eq!(json["warnings"], serde_json::json!([]));
+        let notes = json["notes"].as_array().unwrap();
+        assert_eq!(notes.len(), 1, "{json}");
+        assert!(notes[0]["advice"].as_str().unwrap().contains("always"));
+    }
+
+    #[test]
+    fn a_server_that_takes_no_messages_is_wrong() {
+        let options = [("appendonly", "yes")];
+        let Some(server) = server(&options) else {
+            return;
+        };
+        // Of a primary that nobody runs.
+        order(&server, "REPLICAOF 127.0.0.1 1");
+        let output = run(&server, &["doctor", "--json"]);
+        assert_eq!(output.status.code(), Some(2));
+        let json = json(&output);
+        assert_eq!(json["verdict"], "broken");
+        let problem = json["problems"][0]["problem"].as_str().unwrap();
+        assert!(problem.contains("read-only replica"), "{json}");
+        assert_ne!(json["connection"], serde_json::Value::Null);
     }
 }
+        assert_eq!(json["notes"], serde_json::json!([]));

@@ -15,8 +15,8 @@ pub struct Health {
     /// What the broker tells of itself, by name: persistence, eviction policy, memory. For people;
     /// the names differ from backend to backend.
     pub facts: BTreeMap<&'static str, String>,
-    /// What may lose messages or keep them from being taken. Empty when nothing is wrong.
-    pub warnings: Vec<Warning>,
+    /// What should be known of it, the worst first. Empty when there is nothing to say.
+    pub findings: Vec<Finding>,
 }
 
 impl Health {
@@ -36,23 +36,90 @@ impl Health {
         self
     }
 
-    /// Adds a warning.
+    /// Adds an error: see [`Severity::Error`].
     #[must_use]
-    pub fn warn(mut self, problem: impl Into<String>, advice: impl Into<String>) -> Self {
-        self.warnings.push(Warning {
-            problem: problem.into(),
-            advice: advice.into(),
-        });
+    pub fn fail(self, problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        self.find(Severity::Error, problem.into(), advice.into())
+    }
+
+    /// Adds a warning: see [`Severity::Warning`].
+    #[must_use]
+    pub fn warn(self, problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        self.find(Severity::Warning, problem.into(), advice.into())
+    }
+
+    /// Adds a note: see [`Severity::Note`].
+    #[must_use]
+    pub fn note(self, problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        self.find(Severity::Note, problem.into(), advice.into())
+    }
+
+    /// The findings of one severity.
+    pub fn of(&self, severity: Severity) -> impl Iterator<Item = &Finding> {
+        let findings = self.findings.iter();
+        findings.filter(move |finding| finding.severity == severity)
+    }
+
+    fn find(mut self, severity: Severity, problem: String, advice: String) -> Self {
+        // Behind those that are as bad.
+        let at = self
+            .findings
+            .partition_point(|found| found.severity >= severity);
+        let finding = Finding {
+            severity,
+            problem,
+            advice,
+        };
+        self.findings.insert(at, finding);
         self
     }
 }
 
-/// Something about a broker that may lose messages or keep them from being taken.
+/// How much a finding matters. The worse, the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Severity {
+    /// The broker is as many run it: what it confirmed may be lost where more than its process
+    /// fails (the machine, its power, its disk), or something of it cannot be seen. To be weighed,
+    /// not to be woken up for.
+    Note,
+    /// The broker does its work and loses confirmed messages when its process ends, when it is
+    /// short of memory, or in the course of things; or it is about to refuse new ones.
+    Warning,
+    /// The broker answers and does not take messages.
+    Error,
+}
+
+/// Something about a broker that whoever runs it should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Warning {
-    /// What is wrong, and what may come of it.
+pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// What is so, and what may come of it.
     pub problem: String,
     /// What to do about it, down to the name of the setting.
     pub advice: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_is_told_first_and_the_order_is_kept_otherwise() {
+        let health = Health::new("server", Duration::ZERO)
+            .note("a", "")
+            .warn("b", "")
+            .fail("c", "")
+            .note("d", "")
+            .warn("e", "");
+        let order: Vec<_> = health.findings.iter().map(|f| f.problem.as_str()).collect();
+        assert_eq!(order, ["c", "b", "e", "a", "d"]);
+        let notes: Vec<_> = health
+            .of(Severity::Note)
+            .map(|f| f.problem.as_str())
+            .collect();
+        assert_eq!(notes, ["a", "d"]);
+    }
 }

@@ -44,13 +44,13 @@ fn judge(health: Health, told: &InfoDict, fsync: Option<&str>, save: Option<&str
         .fact("connected-clients", clients)
         .fact("role", &role);
     if role == "slave" {
-        health = health.warn(
+        health = health.fail(
             "the server is a read-only replica: it refuses every publish and every settlement",
             "connect to its primary",
         );
     }
     if !Version::of(told).counts_entries() {
-        health = health.warn(
+        health = health.note(
             "the server is older than 7.0: it cannot tell that entries were removed by others before \
              a group had read them, and no gap is raised for them",
             "upgrade to Redis 7.0 or later, or to Valkey; until then let nobody trim the streams (XTRIM, XADD MAXLEN)",
@@ -92,19 +92,21 @@ fn persistence(health: Health, told: &InfoDict, fsync: Option<&str>, save: Optio
              dies, what the system had not flushed yet is lost, usually the last 30 s",
             "set appendfsync always, or everysec to lose 2 s at most",
         ),
-        (true, Some(_)) => health.warn(
-            "appendfsync is everysec: when the server or its machine dies, receipts of the last 2 s may \
-             be lost",
+        // A process that dies loses only what it could not write because the disk was busy.
+        (true, Some(_)) => health.note(
+            "appendfsync is everysec: when the server's machine loses power, or its disk is so slow that \
+             writes wait, receipts of the last second or two may be lost",
             "set appendfsync always where no receipt may be lost; it makes every publish wait for the disk",
         ),
-        (true, None) => health.warn(
-            "whether receipts survive the server's death cannot be judged: it does not tell appendfsync, \
-             so the worst is assumed",
-            "allow the user +config|get, or see to it that appendfsync is always",
+        // Nothing is known to be wrong, and who runs a hosted server cannot look any closer.
+        (true, None) => health.note(
+            "the server does not tell its appendfsync: whether the last receipts survive the death of its \
+             machine cannot be judged, so receipts promise as little as with everysec",
+            "allow the user +config|get, or see to it that appendfsync is everysec or always",
         ),
     };
     if logs && is("aof_last_write_status", "err") {
-        health = health.warn(
+        health = health.fail(
             "the server could not write its append-only file: it refuses every publish (MISCONF)",
             "make room on its disk, or see its log for the reason",
         );
@@ -175,38 +177,57 @@ fn size(bytes: u64) -> String {
 mod tests {
     use std::time::Duration;
 
+    use mas_transport_core::Severity;
+
     use super::*;
 
-    fn warnings(told: &str, fsync: Option<&str>, save: Option<&str>) -> Vec<String> {
+    fn findings(told: &str, fsync: Option<&str>, save: Option<&str>) -> Vec<(Severity, String)> {
         let told = InfoDict::new(&format!("redis_version:7.0.15\r\n{told}"));
         let health = judge(Health::new("redis", Duration::ZERO), &told, fsync, save);
-        health.warnings.into_iter().map(|w| w.problem).collect()
+        let findings = health.findings.into_iter();
+        findings.map(|f| (f.severity, f.problem)).collect()
     }
 
     #[test]
     fn nothing_is_wrong_with_a_server_that_keeps_everything() {
         let told = "aof_enabled:1\r\nused_memory:79\r\nmaxmemory:100\r\nmaxmemory_policy:noeviction\r\nrole:master";
-        assert_eq!(warnings(told, Some("always"), Some("")), [""; 0]);
+        assert_eq!(findings(told, Some("always"), Some("")), []);
         let told = "aof_enabled:1\r\nused_memory:79\r\nmaxmemory:100\r\nmaxmemory_policy:volatile-lru\r\nrole:master";
-        assert_eq!(warnings(told, Some("always"), Some("3600 1")), [""; 0]);
+        assert_eq!(findings(told, Some("always"), Some("3600 1")), []);
     }
 
     #[test]
     fn what_cannot_be_made_in_a_test_is_judged_too() {
         let failing = "aof_enabled:1\r\naof_last_write_status:err\r\nrdb_last_bgsave_status:err";
-        let told = warnings(failing, Some("always"), Some("3600 1"));
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told.iter().all(|w| w.contains("MISCONF")), "{told:?}");
-        assert_eq!(warnings(failing, Some("always"), Some("")).len(), 1);
-        let told = warnings(
-            "aof_enabled:1\r\nredis_version:6.2.14",
-            Some("always"),
-            None,
-        );
+        let told = findings(failing, Some("always"), Some("3600 1"));
+        let severities: Vec<_> = told.iter().map(|(severity, _)| *severity).collect();
+        assert_eq!(severities, [Severity::Error, Severity::Warning], "{told:?}");
         assert!(
-            told.iter().any(|w| w.contains("older than 7.0")),
+            told.iter().all(|(_, what)| what.contains("MISCONF")),
             "{told:?}"
         );
+        assert_eq!(findings(failing, Some("always"), Some("")).len(), 1);
+        let old = "aof_enabled:1\r\nredis_version:6.2.14";
+        let told = findings(old, Some("always"), None);
+        assert!(
+            matches!(&*told, [(Severity::Note, what)] if what.contains("older than 7.0")),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn how_much_is_lost_and_when_decides_how_loud_it_is() {
+        for (aof, fsync, expected) in [
+            ("0", Some("always"), Some(Severity::Warning)),
+            ("1", Some("no"), Some(Severity::Warning)),
+            ("1", Some("everysec"), Some(Severity::Note)),
+            ("1", None, Some(Severity::Note)),
+            ("1", Some("always"), None),
+        ] {
+            let told = findings(&format!("aof_enabled:{aof}"), fsync, Some(""));
+            let severities: Vec<_> = told.iter().map(|(severity, _)| *severity).collect();
+            assert_eq!(severities, Vec::from_iter(expected), "{aof} {fsync:?}");
+        }
     }
 
     #[test]

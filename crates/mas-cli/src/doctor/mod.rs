@@ -17,12 +17,17 @@ Shows the configuration as it was resolved, with the origin of each value and wi
 connects; shows the server, how fast it answers, and what the backend can do; and says what is
 wrong and what to do about it. Everything that is wrong with the configuration is told at once.
 
-Exit codes: 0 when nothing is wrong; 1 when it works, and messages may be lost or a setting has no
-effect; 2 when it does not work: the configuration is wrong, or the broker cannot be reached.
+What is found has one of three levels. wrong: it does not work. warning: it works, and loses
+confirmed messages when the broker's process ends or its memory does, or a setting has no effect.
+note: a loss of power or a slow disk may cost the last second, as with Redis's appendfsync everysec,
+or something cannot be seen on this server; weigh it.
+
+Exit codes: 0 when nothing is wrong, notes or not; 1 when there is a warning; 2 when it does not
+work: the configuration is wrong, the broker cannot be reached, or it takes no messages.
 
 --json prints one object: verdict (ok, warnings or broken), backend, settings (name, value, origin,
 set), problems (name, value, origin, problem, advice), connection (server, latency_ms, facts,
-capabilities; null when there is none) and warnings (name, problem, advice).";
+capabilities; null when there is none), warnings and notes (name, problem, advice).";
 
 const EXAMPLES: &str = "\
 Examples:

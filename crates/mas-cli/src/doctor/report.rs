@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anstyle::{AnsiColor, Style};
-use mas_transport::{Error, Health, Origin, Settings, TransportInfo};
+use mas_transport::{Error, Finding, Health, Origin, Settings, Severity, TransportInfo};
 use serde::Serialize;
 
 use super::capabilities::{Row, rows};
@@ -27,8 +27,10 @@ pub(super) struct Report {
     /// What keeps it from working.
     problems: Vec<Problem>,
     connection: Option<Connection>,
-    /// What may lose messages, or has no effect.
-    warnings: Vec<Warning>,
+    /// What loses messages, or has no effect.
+    warnings: Vec<Remark>,
+    /// What may lose messages in rare cases: to be weighed, and no reason to fail.
+    notes: Vec<Remark>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -58,7 +60,7 @@ struct Problem {
 }
 
 #[derive(Debug, Serialize)]
-struct Warning {
+struct Remark {
     /// The setting of ours; none when it is about the server.
     name: Option<&'static str>,
     problem: String,
@@ -97,7 +99,7 @@ impl Report {
             origin: harmless(&origin(setting.origin())),
             set: setting.is_set(),
         };
-        let warnings = settings.cautions().iter().map(|caution| Warning {
+        let warnings = settings.cautions().iter().map(|caution| Remark {
             name: Some(caution.name),
             problem: caution.what.clone(),
             advice: None,
@@ -109,6 +111,7 @@ impl Report {
             problems: Vec::new(),
             connection: None,
             warnings: warnings.collect(),
+            notes: Vec::new(),
         }
     }
 
@@ -148,13 +151,28 @@ impl Report {
     pub(super) fn connected(settings: &Settings, connected: Connected) -> Self {
         let Connected { info, health } = connected;
         let mut report = Self::new(settings);
-        report
-            .warnings
-            .extend(health.warnings.into_iter().map(|warning| Warning {
+        for Finding {
+            severity,
+            problem,
+            advice,
+            ..
+        } in health.findings
+        {
+            let remarks = match severity {
+                Severity::Note => &mut report.notes,
+                Severity::Warning => &mut report.warnings,
+                // Worse, or not known to be harmless.
+                _ => {
+                    report.add(problem, Some(advice));
+                    continue;
+                }
+            };
+            remarks.push(Remark {
                 name: None,
-                problem: warning.problem,
-                advice: Some(warning.advice),
-            }));
+                problem,
+                advice: Some(advice),
+            });
+        }
         report.connection = Some(Connection {
             server: health.server,
             latency_ms: (health.latency.as_secs_f64() * 1e6).round() / 1e3,
@@ -247,20 +265,21 @@ impl fmt::Display for Report {
                 writeln!(f, "           {advice}")?;
             }
         }
-        for warning in &self.warnings {
-            let name = warning.name.map(|name| format!("{name}: "));
-            let name = name.unwrap_or_default();
-            writeln!(
-                f,
-                "  {DOUBTFUL}warning{DOUBTFUL:#}  {name}{}",
-                warning.problem
-            )?;
-            if let Some(advice) = &warning.advice {
-                writeln!(f, "           {advice}")?;
-            }
-        }
         if self.verdict == Verdict::Ok {
             writeln!(f, "  {GOOD}fine{GOOD:#}     nothing is wrong")?;
+        }
+        for (remarks, label, style) in [
+            (&self.warnings, "warning", DOUBTFUL),
+            (&self.notes, "note   ", HEADING),
+        ] {
+            for remark in remarks {
+                let name = remark.name.map(|name| format!("{name}: "));
+                let name = name.unwrap_or_default();
+                writeln!(f, "  {style}{label}{style:#}  {name}{}", remark.problem)?;
+                if let Some(advice) = &remark.advice {
+                    writeln!(f, "           {advice}")?;
+                }
+            }
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What a server's health says, on servers that are configured so.
 
-use mas_transport_core::{Health, Transport as _};
+use mas_transport_core::{Health, Severity, Transport as _};
 use mas_transport_redis::RedisTransport;
 use tokio::time::Instant;
 
@@ -13,16 +13,23 @@ async fn health(server: &Server) -> Health {
     health
 }
 
-/// There are exactly these warnings: for each, what the problem and the advice name.
+/// How bad it is, and what problem and advice name.
+type Expected<'a> = (Severity, &'a str, &'a str);
+
+/// There are exactly these findings, beside the one that every server before 7.0 has.
 #[track_caller]
-fn warns(health: &Health, expected: &[(&str, &str)]) {
-    assert_eq!(health.warnings.len(), expected.len(), "{health:#?}");
-    for (problem, advice) in expected {
+fn finds(health: &Health, expected: &[Expected<'_>]) {
+    const OLD: Expected<'_> = (Severity::Note, "older than 7.0", "upgrade");
+    let mut expected = expected.to_vec();
+    if health.server.starts_with("redis 6.") {
+        expected.push(OLD);
+    }
+    assert_eq!(health.findings.len(), expected.len(), "{health:#?}");
+    for (severity, problem, advice) in expected {
         let found = health
-            .warnings
-            .iter()
-            .any(|w| w.problem.contains(problem) && w.advice.contains(advice));
-        assert!(found, "{problem}, {advice}: {health:#?}");
+            .of(severity)
+            .any(|f| f.problem.contains(problem) && f.advice.contains(advice));
+        assert!(found, "{severity:?} {problem}, {advice}: {health:#?}");
     }
 }
 
@@ -31,11 +38,6 @@ const KEEPS: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
 async fn with(options: &[&str]) -> Option<Server> {
     Server::start(&[&KEEPS, options].concat()).await
-}
-
-/// Servers before 7.0 are warned of whatever else they are.
-fn is_old(health: &Health) -> bool {
-    health.server.starts_with("redis 6.")
 }
 
 #[tokio::test]
@@ -76,47 +78,49 @@ async fn a_server_that_keeps_everything_is_well() {
             .get("connected-clients")
             .is_some_and(|c| c != "0")
     );
-    if is_old(&health) {
-        return warns(&health, &[("older than 7.0", "upgrade")]);
-    }
-    warns(&health, &[]);
+    finds(&health, &[]);
 }
 
 #[tokio::test]
-async fn what_does_not_survive_is_warned_of() {
-    let lost = [
+async fn what_does_not_survive_is_told() {
+    let lost: [(&[&str], Expected<'_>); 3] = [
         (
-            &["--appendonly", "no"][..],
-            "append-only file is off",
-            "appendonly yes",
+            &["--appendonly", "no"],
+            (
+                Severity::Warning,
+                "append-only file is off",
+                "appendonly yes",
+            ),
         ),
         (
             &["--appendfsync", "everysec"],
-            "the last 2 s",
-            "appendfsync always",
+            (Severity::Note, "loses power", "appendfsync always"),
         ),
-        (&["--appendfsync", "no"], "machine dies", "everysec"),
+        (
+            &["--appendfsync", "no"],
+            (Severity::Warning, "machine dies", "everysec"),
+        ),
     ];
-    for (options, problem, advice) in lost {
+    for (options, expected) in lost {
         let Some(server) = with(options).await else {
             return;
         };
-        let health = health(&server).await;
-        if is_old(&health) {
-            return;
-        }
-        warns(&health, &[(problem, advice)]);
+        finds(&health(&server).await, &[expected]);
     }
 }
 
-/// How a server is started, and what is warned of then.
-type Case<'a> = (&'a [&'a str], Option<(&'a str, &'a str)>);
+/// How a server is started, and what is found then.
+type Case<'a> = (&'a [&'a str], Option<Expected<'a>>);
 
 #[tokio::test]
 async fn memory_that_ends_and_keys_that_are_evicted_are_warned_of() {
     // An empty server uses about 1 MB.
-    let full = ("of maxmemory is used", "raise maxmemory");
-    let evicts = ("maxmemory-policy is allkeys-lru", "noeviction");
+    let full = (Severity::Warning, "of maxmemory is used", "raise maxmemory");
+    let evicts = (
+        Severity::Warning,
+        "maxmemory-policy is allkeys-lru",
+        "noeviction",
+    );
     let cases: [Case<'_>; 5] = [
         (&["--maxmemory", "100mb"], None),
         (&["--maxmemory", "1100kb"], Some(full)),
@@ -134,16 +138,12 @@ async fn memory_that_ends_and_keys_that_are_evicted_are_warned_of() {
         let Some(server) = with(options).await else {
             return;
         };
-        let health = health(&server).await;
-        if is_old(&health) {
-            return;
-        }
-        warns(&health, expected.as_slice());
+        finds(&health(&server).await, expected.as_slice());
     }
 }
 
 #[tokio::test]
-async fn a_replica_is_warned_of() {
+async fn a_replica_takes_no_messages() {
     let Some(primary) = with(&[]).await else {
         return;
     };
@@ -153,9 +153,10 @@ async fn a_replica_is_warned_of() {
     };
     let health = health(&replica).await;
     assert_eq!(health.facts.get("role").map(String::as_str), Some("slave"));
-    if !is_old(&health) {
-        warns(&health, &[("read-only replica", "primary")]);
-    }
+    finds(
+        &health,
+        &[(Severity::Error, "read-only replica", "primary")],
+    );
 }
 
 #[tokio::test]
@@ -175,9 +176,10 @@ async fn what_cannot_be_read_is_not_judged() {
             .get("appendfsync")
             .is_some_and(|f| f.contains("CONFIG is not allowed"))
     );
-    if !is_old(&health) {
-        warns(&health, &[("cannot be judged", "+config|get")]);
-    }
+    finds(
+        &health,
+        &[(Severity::Note, "cannot be judged", "+config|get")],
+    );
 }
 
 #[tokio::test]
