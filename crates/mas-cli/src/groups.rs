@@ -61,8 +61,15 @@ pub(crate) async fn existing(admin: &dyn Admin, name: &str) -> Result<Topic, Fai
     }
 }
 
-/// Says how the figures relate to the truth, where they are not exact.
+/// Says what is to be known of what a command shows: of a broker that cannot have anything in it,
+/// and of figures that are not exact.
 pub(crate) fn caution(command: &str, info: &TransportInfo) {
+    if info.backend == "memory" {
+        tell!(
+            "mas {command}: the memory backend lives within one process, and this one has just begun: \
+             it is empty; PROTOCOL_TYPE names another"
+        );
+    }
     match info.capabilities.lag {
         Exactness::Exact => {}
         Exactness::AtLeast => tell!("mas {command}: the figures of this backend may be too low"),

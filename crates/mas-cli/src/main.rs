@@ -73,6 +73,21 @@ enum Command {
     Completions(completions::Args),
 }
 
+impl Command {
+    /// Whether it is about what a broker has; the doctor tells by itself which one it looks at.
+    fn connects(&self) -> bool {
+        match self {
+            Self::Publish(_)
+            | Self::Subscribe(_)
+            | Self::Topics(_)
+            | Self::Lag(_)
+            | Self::Purge(_)
+            | Self::Load(_) => true,
+            Self::Doctor(_) | Self::Config(_) | Self::Completions(_) => false,
+        }
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let Mas {
@@ -80,6 +95,9 @@ async fn main() -> ExitCode {
         command,
     } = Mas::parse();
     logs::start();
+    if command.connects() {
+        connection.caution();
+    }
     let outcome = match command {
         Command::Publish(args) => publish::run(*args, &connection).await,
         Command::Subscribe(args) => subscribe::run(args, &connection).await,

@@ -51,6 +51,7 @@ struct Outcome {
 /// Runs the command.
 pub(crate) async fn run(args: Args, connection: &Connection) -> Result<ExitCode, Failure> {
     let bus = connection.bus().await?;
+    groups::caution("purge", &bus.info());
     let admin = bus.admin();
     let topic = groups::existing(admin, &args.topic).await?;
     let groups = groups::of(admin, &topic).await?;

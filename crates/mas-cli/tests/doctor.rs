@@ -133,6 +133,36 @@ fn a_server_that_is_not_there_is_told_with_what_to_do() {
     );
 }
 
+#[cfg(feature = "redis")]
+#[test]
+fn a_server_that_does_not_answer_is_named_before_it_is_given_up() {
+    // It takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = silent.local_addr().unwrap();
+    let commands = [
+        &["pub", "t", "x"][..],
+        &["sub", "t"],
+        &["lag"],
+        &["load", "--agents", "3"],
+        &["doctor"],
+    ];
+    // Side by side: each waits for the whole of the connect timeout.
+    let running = commands.map(|arguments| {
+        let mut command = mas(arguments);
+        command.env("TRANSPORT_URL", format!("redis://ann:hush@{addr}"));
+        (arguments, command.spawn().unwrap())
+    });
+    for (arguments, child) in running {
+        let output = finish(child);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let errors = text(&output.stderr);
+        let waiting = format!("mas: still waiting for redis at {addr}\n");
+        assert!(errors.starts_with(&waiting), "{arguments:?}: {errors}");
+        assert_eq!(errors.matches("waiting").count(), 1, "{errors}");
+        assert!(!errors.contains("hush"), "{arguments:?}: {errors}");
+    }
+}
+
 #[cfg(feature = "memory")]
 #[test]
 fn options_go_before_the_environment() {
@@ -352,6 +382,7 @@ mod redis {
         let json = json(&output);
         assert_eq!(json["verdict"], "warnings");
         assert_eq!(json["warnings"].as_array().unwrap().len(), 2, "{json}");
+        assert_eq!(json["notes"], serde_json::json!([]));
         assert!(
             json["connection"]["latency_ms"]
                 .as_f64()
@@ -415,4 +446,3 @@ mod redis {
         assert_ne!(json["connection"], serde_json::Value::Null);
     }
 }
-        assert_eq!(json["notes"], serde_json::json!([]));

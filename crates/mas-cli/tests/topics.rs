@@ -51,6 +51,56 @@ fn completions_know_every_command() {
     }
 }
 
+#[cfg(feature = "memory")]
+#[test]
+fn a_broker_that_is_named_and_not_chosen_is_told() {
+    let commands = [
+        &["lag"][..],
+        &["topics"],
+        &["purge", "t"],
+        &["sub", "t"],
+        &["pub", "t", "x"],
+    ];
+    for (variable, value, backend) in [
+        ("REDIS_ADDR", "there:6379", "redis"),
+        ("REDIS_URL", "redis://:hush@there:6379", "redis"),
+        ("NATS_URL", "nats://ann:hush@there:4222", "nats"),
+        ("KAFKA_BROKERS", "there:9092", "kafka"),
+    ] {
+        for arguments in commands {
+            let run = |chosen: &[(&str, &str)]| {
+                let mut command = mas(arguments);
+                command.env(variable, value).envs(chosen.iter().copied());
+                text(&finish(command.spawn().unwrap()).stderr).to_owned()
+            };
+            let told = run(&[]);
+            let caution = format!(
+                "mas: warning: PROTOCOL_TYPE=inmemory: nobody chose a backend, so messages stay in \
+                 this process, though {variable} is set; set PROTOCOL_TYPE={backend} to use it\n"
+            );
+            assert!(told.starts_with(&caution), "{arguments:?}: {told}");
+            assert!(!told.contains("hush"), "{arguments:?}: {told}");
+            // Who says memory means memory.
+            let told = run(&[("PROTOCOL_TYPE", "inmemory")]);
+            assert!(!told.contains(variable), "{arguments:?}: {told}");
+        }
+    }
+}
+
+#[cfg(feature = "memory")]
+#[test]
+fn memory_is_said_to_be_empty() {
+    for arguments in [&["lag"][..], &["topics"], &["purge", "t"]] {
+        let output = finish(mas(arguments).spawn().unwrap());
+        let told = text(&output.stderr);
+        let expected = format!(
+            "mas {}: the memory backend lives within one process",
+            arguments[0]
+        );
+        assert!(told.starts_with(&expected), "{told}");
+    }
+}
+
 #[cfg(all(unix, feature = "redis"))]
 mod redis {
     use serde_json::json;

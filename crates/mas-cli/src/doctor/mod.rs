@@ -5,7 +5,7 @@ mod report;
 
 use std::process::ExitCode;
 
-use mas_transport::{Bus, Config};
+use mas_transport::Config;
 
 use self::report::{Connected, Report};
 use crate::connect::Connection;
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: Args, connection: &Connection) -> Result<ExitCode,
     let settings = config.resolve();
     let report = match settings.check() {
         Err(error) => Report::refused(&settings, &error),
-        Ok(()) => match connect(config).await {
+        Ok(()) => match connect(config, connection).await {
             Ok(connected) => Report::connected(&settings, connected),
             Err(failure) => Report::unreachable(&settings, &failure),
         },
@@ -67,9 +67,10 @@ pub(crate) async fn run(args: Args, connection: &Connection) -> Result<ExitCode,
     Ok(report.exit())
 }
 
-async fn connect(config: Config) -> Result<Connected, Failure> {
+async fn connect(config: Config, connection: &Connection) -> Result<Connected, Failure> {
     // Whether the broker is there is what is asked.
-    let bus = Bus::connect(config.set("TRANSPORT_STARTUP", "fail")).await?;
+    let config = config.set("TRANSPORT_STARTUP", "fail");
+    let bus = connection.reach(config).await?;
     let health = bus.health().await?;
     Ok(Connected {
         info: bus.info(),
