@@ -31,6 +31,9 @@ use crate::text::duration;
 /// Latency counts from the scheduled time of a send, so a stalled broker cannot hide behind a
 /// sender that waits for it. Publishes that fail are tried again, through a restart of the broker.
 ///
+/// At the end the inboxes are emptied. They stay listed by `mas topics`, without a message, since
+/// the library has no operation that deletes a topic: --namespace keeps them away from yours.
+///
 /// The exit code is 0 when every message with a receipt arrived, intact, and every scheduled
 /// message got its receipt; 1 when not; 2 when the run could not be made. Ctrl-C stops sending,
 /// drains and reports; a second one ends at once with 130.

@@ -8,11 +8,16 @@ use super::report::millis;
 use super::tally::Tally;
 use crate::text::grouped;
 
+/// The shortest time that a rate is told of: the last line comes whenever the run is done.
+const SPAN: Duration = Duration::from_millis(500);
+
 /// Writes one line a second: over the last one on a terminal, below it elsewhere.
 #[derive(Debug)]
 pub(crate) struct Progress {
     terminal: bool,
-    last: Option<(Duration, u64)>,
+    shown: bool,
+    /// When so many had been delivered, as of the last two lines that were `SPAN` apart.
+    marks: [(Duration, u64); 2],
 }
 
 impl Progress {
@@ -20,13 +25,15 @@ impl Progress {
     pub(crate) fn new() -> Self {
         Self {
             terminal: std::io::stderr().is_terminal(),
-            last: None,
+            shown: false,
+            marks: [(Duration::ZERO, 0); 2],
         }
     }
 
     /// Writes how far the run is, `elapsed` after its start.
     pub(crate) fn show(&mut self, elapsed: Duration, phase: &str, tally: &Tally) {
         let line = self.line(elapsed, phase, tally);
+        self.shown = true;
         // Nobody may be reading; the run goes on.
         let _ = match self.terminal {
             true => write!(std::io::stderr(), "\r\x1b[2K{line}"),
@@ -36,7 +43,7 @@ impl Progress {
 
     /// Leaves the last line standing.
     pub(crate) fn end(&mut self) {
-        if self.terminal && self.last.take().is_some() {
+        if self.terminal && std::mem::take(&mut self.shown) {
             let _ = writeln!(std::io::stderr());
         }
     }
@@ -45,10 +52,16 @@ impl Progress {
         let sent = tally.sent.load(Relaxed);
         let published = tally.published.load(Relaxed);
         let delivered = tally.delivered.load(Relaxed);
-        let (before, had) = self.last.unwrap_or_default();
-        let seconds = elapsed.saturating_sub(before).as_secs_f64().max(0.001);
-        let rate = (delivered.saturating_sub(had)) as f64 / seconds;
-        self.last = Some((elapsed, delivered));
+        let [earlier, last] = self.marks;
+        let (since, had) = match elapsed.saturating_sub(last.0) < SPAN {
+            true => earlier,
+            false => {
+                self.marks = [last, (elapsed, delivered)];
+                last
+            }
+        };
+        let seconds = elapsed.saturating_sub(since).as_secs_f64().max(0.001);
+        let rate = delivered.saturating_sub(had) as f64 / seconds;
         let told = tally.percentiles();
         format!(
             "{phase} {:.0} s   sent {}   delivered {}   {}/s   p50 {} ms   p99 {} ms   \
@@ -87,5 +100,24 @@ mod tests {
             "sending 2 s   sent 2,000   delivered 1,990   1,000/s   p50 0.00 ms   p99 0.00 ms   \
              in flight 10   errors 3"
         );
+    }
+
+    #[test]
+    fn a_line_that_comes_early_tells_no_rate_of_a_moment() {
+        let tally = Tally::new().unwrap();
+        let mut progress = Progress::new();
+        let mut rate = |millis: u64, delivered: u64| {
+            tally.delivered.store(delivered, Relaxed);
+            let line = progress.line(Duration::from_millis(millis), "done", &tally);
+            let rate = line.split("   ").find(|part| part.ends_with("/s"));
+            rate.unwrap().to_owned()
+        };
+        // Of a run that is shorter, the mean.
+        assert_eq!(rate(400, 400), "1,000/s");
+        assert_eq!(rate(1_000, 1_000), "1,000/s");
+        assert_eq!(rate(2_000, 3_000), "2,000/s");
+        // Since the first second, rather than 50,000/s.
+        assert_eq!(rate(2_010, 3_500), "2,475/s");
+        assert_eq!(rate(3_000, 4_000), "1,000/s");
     }
 }
