@@ -91,20 +91,16 @@ fn a_file_that_is_not_there_is_told() {
 
 #[cfg(feature = "memory")]
 #[test]
-fn a_rate_is_kept() {
-    let started = std::time::Instant::now();
-    let output = feed(
-        mas(&["pub", "t", "--rate", "20"]),
-        "x\n".repeat(21).as_bytes(),
-    );
+fn a_rate_is_not_exceeded() {
+    let command = mas(&["pub", "t", "--rate", "20", "--json"]);
+    let output = feed(command, "x\n".repeat(21).as_bytes());
     assert!(output.status.success());
-    // The first goes at once, and what is made up for is a tenth of a second.
-    assert!(
-        started.elapsed().as_millis() >= 900,
-        "{:?}",
-        started.elapsed()
-    );
-    assert!(text(&output.stderr).contains("published 21 messages to t in 1"));
+    let json = json(&output);
+    assert_eq!(json["published"], 21);
+    // The first goes at once, and what is made up for is a tenth of a second. How much longer it
+    // takes is the machine's matter; when each is due, the tests of the pace tell.
+    let seconds = json["seconds"].as_f64().unwrap();
+    assert!(seconds >= 0.9, "{json}");
 }
 
 #[cfg(all(unix, feature = "redis"))]

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use conformance_tests::fixtures::output_within;
 
 /// Longer than any example takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -54,20 +56,9 @@ fn prints_what_is_expected(example: &str, settings: &[(&str, &str)]) {
     command
         .env_clear()
         .envs(settings.iter().copied())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let started = Instant::now();
-    // The output of an example is far smaller than what a pipe takes.
-    while child.try_wait().unwrap().is_none() {
-        if started.elapsed() > LIMIT {
-            child.kill().unwrap();
-            panic!("{example} with {settings:?} did not end within {LIMIT:?}");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let output = child.wait_with_output().unwrap();
+        .stdin(Stdio::null());
+    let output = output_within(&mut command, LIMIT);
+    let output = output.unwrap_or_else(|why| panic!("{example} with {settings:?}: {why}"));
     let (out, err) = (
         String::from_utf8(output.stdout).unwrap(),
         String::from_utf8(output.stderr).unwrap(),

@@ -3,8 +3,12 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
-use conformance_tests::fixtures::RedisServer;
+use conformance_tests::fixtures::{RedisServer, output_within};
+
+/// Longer than the example takes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// An example of this crate, which `cargo test` has built beside this test.
 fn example(name: &str) -> PathBuf {
@@ -28,7 +32,7 @@ fn run(name: &str, variables: &[(&str, &str)]) -> String {
     let mut command = Command::new(example(name));
     // Nothing of the environment of the test, which may have settings of its own.
     command.env_clear().envs(variables.iter().copied());
-    let output = command.output().unwrap();
+    let output = output_within(&mut command, LIMIT).unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{variables:?}: {errors}");
     String::from_utf8(output.stdout).unwrap()

@@ -1,6 +1,7 @@
 //! `mas pub`: publishes what is given, and answers for each message.
 
 mod input;
+mod pace;
 mod report;
 mod run;
 mod template;

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::input::{Entries, Entry, Input, Payload};
+use super::pace::Pace;
 use super::report::{Progress, Report};
 use super::template::Template;
 use crate::failure::Failure;
@@ -18,8 +19,6 @@ use crate::output::tell;
 
 /// Most messages without a receipt.
 const WINDOW: usize = 10_000;
-/// With a rate: how much of what was missed is made up for.
-const CATCH_UP: Duration = Duration::from_millis(100);
 /// How long closing the connection may take; every message has its outcome before.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -47,13 +46,6 @@ struct Sent {
     pending: Pending,
 }
 
-/// When the next message may go.
-#[derive(Debug)]
-struct Pace {
-    every: Duration,
-    next: Instant,
-}
-
 impl Run {
     pub(super) fn new(
         bus: Bus,
@@ -67,10 +59,7 @@ impl Run {
             bus,
             template,
             batch: batch.map(|batch| batch.get() as usize),
-            pace: rate.map(|rate| Pace {
-                every: Duration::from_secs(1) / rate.get(),
-                next: Instant::now(),
-            }),
+            pace: rate.map(|rate| Pace::new(rate, Instant::now())),
             stop,
             window: VecDeque::new(),
             filling: Vec::new(),
@@ -151,11 +140,7 @@ impl Run {
         let Some(pace) = &mut self.pace else {
             return !self.stop.is_cancelled();
         };
-        // Input that paused is not made up for by a burst.
-        let due = pace
-            .next
-            .max(Instant::now().checked_sub(CATCH_UP).unwrap_or(pace.next));
-        pace.next = due + pace.every;
+        let due = pace.take(Instant::now());
         loop {
             tokio::select! {
                 biased;

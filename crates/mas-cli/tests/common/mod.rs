@@ -3,8 +3,9 @@
 
 use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
 use std::time::Duration;
+
+use conformance_tests::fixtures::finish_within;
 
 /// Longer than any of these runs takes, drain included, on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -38,16 +39,7 @@ pub(crate) fn mas(arguments: &[&str]) -> Command {
 
 /// The output of a process that ends within the limit.
 pub(crate) fn finish(child: Child) -> Output {
-    let id = child.id();
-    let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || tell.send(child.wait_with_output()));
-    match told.recv_timeout(LIMIT) {
-        Ok(output) => output.unwrap(),
-        Err(_) => {
-            signal(id, "KILL");
-            panic!("mas did not end within {LIMIT:?}");
-        }
-    }
+    finish_within(child, LIMIT).unwrap()
 }
 
 /// The output of a command that gets this on its standard input.
