@@ -2,25 +2,9 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
-
-#[cfg(unix)]
-use common::{LIMIT, signal};
-use common::{finish, json, mas, text};
+use common::{finish, mas, text};
 
 #[cfg(feature = "memory")]
-/// The seconds that the last whole line of progress tells of; a busy machine leaves some out.
-fn sent_for(lines: &str) -> u64 {
-    let seconds = |line: &str| {
-        line.strip_prefix("sending ")?
-            .split(' ')
-            .next()?
-            .parse()
-            .ok()
-    };
-    lines.lines().rev().find_map(seconds).unwrap_or(0)
-}
-
 #[test]
 fn a_run_in_memory_delivers_everything_once() {
     let arguments = ["load", "--agents", "4", "--rate", "2000", "--json"];
@@ -28,7 +12,7 @@ fn a_run_in_memory_delivers_everything_once() {
     let output = finish(child);
     let errors = text(&output.stderr);
     assert!(output.status.success(), "{errors}");
-    let json = json(&output);
+    let json = common::json(&output);
     assert_eq!(json["backend"], "memory");
     assert_eq!(json["agents"], 4);
     assert_eq!(json["payload"], 256);
@@ -60,6 +44,8 @@ fn a_run_in_memory_delivers_everything_once() {
 #[cfg(all(unix, feature = "memory"))]
 #[test]
 fn ctrl_c_drains_and_reports() {
+    use std::io::{BufRead, BufReader};
+
     let arguments = ["load", "--agents", "2", "--rate", "500", "--json"];
     let mut child = mas(&arguments).args(["--duration", "1h"]).spawn().unwrap();
     let mut errors = BufReader::new(child.stderr.take().unwrap());
@@ -67,10 +53,10 @@ fn ctrl_c_drains_and_reports() {
     let mut line = String::new();
     errors.read_line(&mut line).unwrap();
     assert!(line.starts_with("sending "), "{line}");
-    signal(child.id(), "INT");
+    common::signal(child.id(), "INT");
     let output = finish(child);
     assert!(output.status.success());
-    let json = json(&output);
+    let json = common::json(&output);
     assert_eq!(json["interrupted"], true);
     assert_eq!(json["lost"], 0);
     assert_eq!(json["published"], json["delivered"]);
@@ -139,12 +125,26 @@ fn arguments_are_checked() {
 
 #[cfg(all(unix, feature = "redis"))]
 mod redis {
+    use std::io::{BufRead, BufReader};
     use std::process::Child;
     use std::time::Instant;
 
     use conformance_tests::fixtures::RedisServer;
 
+    use super::common::{LIMIT, json};
     use super::*;
+
+    /// The seconds that the last whole line of progress tells of; a busy machine leaves some out.
+    fn sent_for(lines: &str) -> u64 {
+        let seconds = |line: &str| {
+            line.strip_prefix("sending ")?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        };
+        lines.lines().rev().find_map(seconds).unwrap_or(0)
+    }
 
     /// Flushed on every write, so that a receipt survives the kill.
     fn server() -> Option<RedisServer> {
