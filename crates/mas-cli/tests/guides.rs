@@ -1,80 +1,164 @@
 //! The commands of the guides, run as they are written against a real Redis, and what they print.
 //!
-//! A page is one session of a shell: each `$ ` line of its `console` blocks is run in order, and the
-//! lines below it are what it prints. `…` stands for anything, on a line of its own for any lines.
+//! A page is one session of a shell: each `$ ` line of its `console` blocks is run in order, with the
+//! `> ` lines that go on with it, and the lines below it are what it prints. `…` stands for anything,
+//! on a line of its own for any lines.
+#![cfg(all(unix, feature = "memory", feature = "redis"))]
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use conformance_tests::fixtures::RedisServer;
+use conformance_tests::fixtures::{RedisServer, output_within};
+
+/// Longer than the commands of one page take together, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// The address in the guides, for which the one of the test's server is put.
 const ADDRESS: &str = "127.0.0.1:6379";
+/// The port of servers that a page starts itself, for which a free one is put.
+const OWN_PORT: &str = "6380";
 
-/// What is not run here, and who does run it.
-const ELSEWHERE: &[(&str, &str)] = &[
-    ("./scripts/test", "the script that runs this test"),
-    ("cargo run --release -p mas-cli -- load", "tests/load.rs"),
+/// What is not run here, by what it begins with, and why.
+const EXEMPT: &[(&str, &str)] = &[
+    ("./scripts/test", "it is the script that runs this test"),
     (
-        "PROTOCOL_TYPE=redis REDIS_ADDR=127.0.0.1:6379 cargo run -p mas-transport",
-        "tests/examples.rs of mas-transport",
+        "cargo install ",
+        "it builds for minutes what runs here, and installs it for the user",
     ),
-    ("cargo install", "it builds what runs here"),
+    (
+        "cargo run -p benches ",
+        "it measures for minutes; tests/quick.rs of benches runs its workloads",
+    ),
+    (
+        "docker compose ",
+        "it needs a Docker daemon and a registry; scripts/test checks the file where there is Compose",
+    ),
 ];
+
+/// What stands in the guides for `mas` where it is not installed yet, and is the same.
+const FROM_SOURCE: &str = "cargo run --release -p mas-cli -- ";
+
+/// What runs an example: tests/examples.rs of mas-transport does, against the file that is compared
+/// here.
+const EXAMPLE: &str = "cargo run -p mas-transport ";
+
+/// A command, and the lines that stand below it.
+#[derive(Debug)]
+struct Step {
+    command: String,
+    written: Vec<String>,
+}
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The commands of a page, each with the lines that stand below it.
-fn commands(page: &str) -> Vec<(String, Vec<String>)> {
-    let mut commands: Vec<(String, Vec<String>)> = Vec::new();
-    for block in page.split("```console\n").skip(1) {
-        let block = block.split("```").next().unwrap();
-        let before = commands.len();
-        for line in block.lines() {
-            match line.strip_prefix("$ ") {
-                Some(command) => commands.push((command.to_owned(), Vec::new())),
-                None => {
-                    assert!(
-                        commands.len() > before,
-                        "a block begins with a command: {line}"
-                    );
-                    commands.last_mut().unwrap().1.push(line.to_owned());
-                }
+/// The README and every page below docs.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![root().join("README.md")];
+    let mut directories = vec![root().join("docs")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => directories.push(path),
+                false if path.extension().is_some_and(|e| e == "md") => pages.push(path),
+                false => {}
             }
         }
     }
-    let here = |command: &str| {
-        !ELSEWHERE
-            .iter()
-            .any(|(start, _)| command.starts_with(start))
+    pages.sort();
+    pages
+}
+
+/// The commands of a page.
+fn steps(page: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for block in page.split("```console\n").skip(1) {
+        let block = block.split("```").next().unwrap();
+        let before = steps.len();
+        for line in block.lines() {
+            if let Some(command) = line.strip_prefix("$ ") {
+                steps.push(Step {
+                    command: command.to_owned(),
+                    written: Vec::new(),
+                });
+                continue;
+            }
+            assert!(
+                steps.len() > before,
+                "a block begins with a command: {line}"
+            );
+            let step = steps.last_mut().unwrap();
+            match line.strip_prefix("> ") {
+                Some(more) if step.written.is_empty() => {
+                    step.command.push('\n');
+                    step.command.push_str(more);
+                }
+                _ => step.written.push(line.to_owned()),
+            }
+        }
+    }
+    steps
+}
+
+/// Whether the command is left to others, which is noted.
+fn is_exempt(step: &Step, used: &mut BTreeSet<&str>) -> bool {
+    let found = EXEMPT
+        .iter()
+        .find(|(start, _)| step.command.starts_with(start));
+    used.extend(found.map(|(start, _)| *start));
+    found.is_some()
+}
+
+/// Whether the command runs an example; what stands below it is what the example's own test compares.
+fn is_example(step: &Step) -> bool {
+    let Some((_, name)) = step.command.split_once(" --example ") else {
+        return false;
     };
-    commands.retain(|(command, _)| here(command));
-    commands
+    assert!(step.command.contains(EXAMPLE), "{}", step.command);
+    let expected = format!("crates/mas-transport/examples/expected/{name}.txt");
+    let expected = fs::read_to_string(root().join(expected)).unwrap();
+    assert!(
+        are_like(&expected.lines().collect::<Vec<_>>(), &step.written),
+        "{name} prints\n{expected}"
+    );
+    true
 }
 
 /// Runs the commands in one shell; what each prints, errors included.
-fn session(commands: &[(String, Vec<String>)], address: &str, dir: &Path) -> Vec<String> {
+fn session(steps: &[Step], address: &str, dir: &Path, programs: &[&Path]) -> Vec<String> {
     const MARK: &str = "=== the next command ===";
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own_port = free.local_addr().unwrap().port().to_string();
+    drop(free);
     let mut script = String::from("exec 2>&1\n");
-    for (command, _) in commands {
-        let command = command.replace(ADDRESS, address);
+    for step in steps {
+        let command = step.command.replace(FROM_SOURCE, "mas ");
+        let command = command
+            .replace(ADDRESS, address)
+            .replace(OWN_PORT, &own_port);
         script.push_str(&format!("echo '{MARK}'\n{command}\n"));
     }
-    let mas = Path::new(env!("CARGO_BIN_EXE_mas")).parent().unwrap();
-    let path = std::env::var("PATH").unwrap();
-    let output = Command::new("bash")
-        .args(["-c", &script])
+    let path = std::env::var_os("PATH").unwrap();
+    let path = programs
+        .iter()
+        .map(|p| (*p).to_owned())
+        .chain(std::env::split_paths(&path));
+    let mut bash = Command::new("bash");
+    bash.args(["-c", &script])
         .env_clear()
-        .env("PATH", format!("{}:{path}", mas.display()))
+        .env("PATH", std::env::join_paths(path).unwrap())
         .current_dir(dir)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+        .stdin(Stdio::null());
+    let output = output_within(&mut bash, LIMIT).unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let text = text.replace(address, ADDRESS);
+    let text = text.replace(address, ADDRESS).replace(&own_port, OWN_PORT);
     let mark = format!("{MARK}\n");
     text.split(&mark).skip(1).map(str::to_owned).collect()
 }
@@ -113,56 +197,80 @@ fn are_like(lines: &[&str], written: &[String]) -> bool {
     }
 }
 
+/// Makes a directory with the server's programs under the names that people have them by.
+fn server_programs(dir: &Path, server: &Path) {
+    let beside = server.with_file_name("redis-cli");
+    fs::create_dir_all(dir).unwrap();
+    for (name, program) in [("redis-server", server), ("redis-cli", &beside)] {
+        if let Ok(program) = program.canonicalize() {
+            // No link: a program may look for its parts beside itself.
+            let script = format!("#!/bin/sh\nexec '{}' \"$@\"\n", program.display());
+            let path = dir.join(name);
+            fs::write(&path, script).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+}
+
 #[test]
 fn the_commands_of_the_guides_print_what_they_say() {
-    // Where Redis is required, the start below fails with the reason.
+    // Where Redis is required, the program is asked for below, with the reason when there is none.
     let required = std::env::var("REQUIRE_REDIS").is_ok_and(|v| v == "1");
-    if let (Err(why), false) = (RedisServer::program(), required) {
-        eprintln!("SKIPPED the commands of the guides: {why}");
-        return;
-    }
-    let mut pages = vec![root().join("README.md"), root().join("docs/README.md")];
-    for entry in fs::read_dir(root().join("docs/guide")).unwrap() {
-        pages.push(entry.unwrap().path());
-    }
-    pages.sort();
+    let program = match RedisServer::program() {
+        Err(why) if !required => {
+            eprintln!("SKIPPED the commands of the guides: {why}");
+            return;
+        }
+        program => program.unwrap(),
+    };
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let scratch = scratch.join(format!("guides-{}", std::process::id()));
+    let programs = scratch.join("programs");
+    server_programs(&programs, &program);
+    let mas = Path::new(env!("CARGO_BIN_EXE_mas")).parent().unwrap();
+
     let mut run = 0;
     let mut wrong = String::new();
-    for page in &pages {
-        let commands = commands(&fs::read_to_string(page).unwrap());
-        if commands.is_empty() {
+    let mut exempt = BTreeSet::new();
+    for (number, page) in pages().iter().enumerate() {
+        let name = page.strip_prefix(root()).unwrap().display();
+        let text = fs::read_to_string(page).unwrap();
+        for other in ["```sh", "```bash", "```shell"] {
+            assert!(
+                !text.contains(other),
+                "{name}: commands stand in console blocks"
+            );
+        }
+        let mut steps = steps(&text);
+        steps.retain(|step| !is_exempt(step, &mut exempt) && !is_example(step));
+        if steps.is_empty() {
             continue;
         }
         let server = RedisServer::start(&[("appendonly", "no")]).unwrap();
-        let name = format!(
-            "guides-{}-{}",
-            std::process::id(),
-            page.file_stem().unwrap().display()
-        );
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let dir = scratch.join(number.to_string());
         fs::create_dir_all(&dir).unwrap();
-        let printed = session(&commands, &server.address(), &dir);
-        fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(
-            printed.len(),
-            commands.len(),
-            "{}: {printed:?}",
-            page.display()
-        );
-        for ((command, written), printed) in commands.iter().zip(&printed) {
+        let printed = session(&steps, &server.address(), &dir, &[mas, &programs]);
+        assert_eq!(printed.len(), steps.len(), "{name}: {printed:?}");
+        for (Step { command, written }, printed) in steps.iter().zip(&printed) {
             let lines: Vec<&str> = printed.lines().map(str::trim_end).collect();
             if !are_like(&lines, written) {
-                let page = page.display();
-                wrong.push_str(&format!("{page}:\n$ {command}\n{printed}\n"));
+                wrong.push_str(&format!("{name}:\n$ {command}\n{printed}\n"));
             }
             run += 1;
         }
     }
+    fs::remove_dir_all(&scratch).unwrap();
     assert!(
         wrong.is_empty(),
         "these commands print something else:\n{wrong}"
     );
-    assert!(run >= 10, "only {run} commands were found");
+    assert!(run >= 30, "only {run} commands were found");
+    for (start, why) in EXEMPT {
+        assert!(
+            exempt.contains(start),
+            "nothing begins with {start:?} ({why})"
+        );
+    }
 }
 
 #[test]
@@ -183,4 +291,12 @@ fn dots_stand_for_anything() {
     assert!(are_like(&["a", "c"], &written(&["a", "…", "c"])));
     assert!(!are_like(&["a", "b"], &written(&["a", "…", "c"])));
     assert!(!are_like(&["a"], &[]));
+}
+
+#[test]
+fn a_command_may_take_several_lines() {
+    let steps = steps("```console\n$ cat <<END\n> a\n> b\nEND?\n> c\n$ d\n```\n");
+    assert_eq!(steps[0].command, "cat <<END\na\nb");
+    assert_eq!(steps[0].written, ["END?", "> c"]);
+    assert_eq!(steps[1].command, "d");
 }

@@ -70,6 +70,8 @@ mod guides {
     struct DeliverySemantics;
     #[doc = include_str!("../../../docs/guide/operating.md")]
     struct Operating;
+    #[doc = include_str!("../../../docs/guide/securing-redis.md")]
+    struct SecuringRedis;
     #[doc = include_str!("../../../docs/guide/troubleshooting.md")]
     struct Troubleshooting;
     #[doc = include_str!("../../../docs/guide/writing-a-backend.md")]

@@ -252,13 +252,20 @@ async fn a_port_that_speaks_otherwise_is_told() {
     refused(config, ErrorKind::Unavailable, &["cannot be reached"]).await;
 }
 
-/// The words of the rule that the documentation gives, from the file that gives it.
+/// The words of the rule that the documentation gives, from the files that give it.
 fn rule() -> Vec<String> {
-    let text = include_str!("../../src/lib.rs");
-    let text = text.split("ACL SETUSER mas on >password").nth(1).unwrap();
-    let text = text.split("```").next().unwrap();
-    let words = text.split_whitespace().filter(|word| *word != "//!");
-    words.map(str::to_owned).collect()
+    let words = |text: &str, begin: &str, end: &str| -> Vec<String> {
+        let text = text.split(begin).nth(1).unwrap();
+        let text = text.split(end).next().unwrap();
+        let words = text.split_whitespace();
+        let words = words.filter(|word| !["//!", ">", "\\"].contains(word));
+        words.map(str::to_owned).collect()
+    };
+    let reference = include_str!("../../src/lib.rs");
+    let guide = include_str!("../../../../docs/guide/securing-redis.md");
+    let rule = words(reference, "ACL SETUSER mas on >password", "```");
+    assert_eq!(words(guide, "user mas on >$REDIS_PASSWORD", "> END"), rule);
+    rule
 }
 
 /// What the documentation says may be left out.
