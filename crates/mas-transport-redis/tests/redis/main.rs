@@ -2,6 +2,7 @@
 //! judge; here stands what only this backend has.
 
 mod cap;
+mod certificates;
 mod connections;
 mod health;
 mod secure;

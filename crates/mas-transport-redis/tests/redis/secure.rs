@@ -7,48 +7,14 @@ use std::time::Duration;
 
 use mas_transport_core::{Error, ErrorKind, Message, Outcome, Transport as _};
 use mas_transport_redis::{Overflow, RedisConfig, RedisTransport, Tls};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
 
+use crate::certificates::{Authority, Pair};
 use crate::support::{Member, SOON, Server, outcomes, publish, subscription};
 
 /// What waiting cannot help is refused long before the five seconds of `connect_timeout`.
 const QUICK: Duration = Duration::from_millis(2500);
-
-/// A certificate and its key, as PEM.
-struct Pair {
-    certificate: String,
-    key: String,
-}
-
-/// An authority of our own.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "an authority");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    fn sign(&self, name: &str) -> Pair {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        Pair {
-            certificate: params.signed_by(&key, &self.0).unwrap().pem(),
-            key: key.serialize_pem(),
-        }
-    }
-}
 
 /// A server that speaks only TLS and asks for client certificates, and what it takes to reach it.
 struct Encrypted {
