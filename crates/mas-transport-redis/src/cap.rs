@@ -21,7 +21,8 @@ pub(crate) fn append(cap: (u64, Overflow), stream: &str, message: &Message, firs
     if first {
         call = scripts::APPEND.call_with_text(&call);
     }
-    call.arg(most)
+    // More than the server counts is as good as what it does.
+    call.arg(most.min(i64::MAX.unsigned_abs()))
         .arg(u8::from(overflow == Overflow::Gap))
         .arg(MARKER)
         .arg(keys::hashes(stream));

@@ -13,5 +13,6 @@ if redis.call('XLEN', stream) >= most then
   end
 end
 local id = redis.pcall('XADD', stream, '*', unpack(ARGV, 5))
-if drops and type(id) ~= 'table' then redis.call('XTRIM', stream, 'MAXLEN', most) end
+-- The cap as it came: as a number of Lua's it would be written 1e+17, which the server does not read.
+if drops and type(id) ~= 'table' then redis.call('XTRIM', stream, 'MAXLEN', ARGV[1]) end
 return id

@@ -232,3 +232,20 @@ async fn without_a_group_nobody_is_owed_anything() {
     member.quiet(Duration::from_millis(200)).await;
     transport.close(Instant::now() + SOON).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_cap_beyond_what_a_script_counts_exactly_is_one_all_the_same() {
+    let Some(server) = Server::start(&[]).await else {
+        return;
+    };
+    for most in [100_000_000_000_000_000, i64::MAX.unsigned_abs(), u64::MAX] {
+        let refusing = capped(&server, most, Overflow::Refuse).await;
+        publish(&refusing, "t", 2).await;
+        let Some(dropping) = able(&server, most, Overflow::Gap).await else {
+            return;
+        };
+        let before = length(&dropping).await;
+        publish(&dropping, "t", 3).await;
+        assert_eq!(length(&dropping).await, before + 3, "{most}");
+    }
+}
