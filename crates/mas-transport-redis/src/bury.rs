@@ -5,8 +5,9 @@
 
 use futures::stream::{self, StreamExt as _};
 use mas_transport_core::codec::fields::{self, RECORD_FIELD, encode_record};
-use mas_transport_core::{ErrorKind, Record, Result, Settled, Topic};
+use mas_transport_core::{Error, ErrorKind, Record, Result, Settled, Topic};
 use redis::Cmd;
+use tokio::time::{Instant, timeout_at};
 
 use crate::connection::lock;
 use crate::decode;
@@ -24,14 +25,23 @@ pub(crate) type Burial = (Item, Box<Record>, bool);
 /// Buries entries, several at a time, in their order as far as none has to be wrapped.
 pub(crate) async fn bury_all(member: &Member, items: Vec<Burial>) -> Vec<Answer> {
     if !member.topic.is_internal() {
+        let deadlines = items.iter().map(|((_, _, lease), _, _)| lease.deadline);
+        let until = deadlines.min().unwrap_or_else(Instant::now);
         for malformed in [false, true] {
             if items.iter().any(|(_, _, m)| *m == malformed) {
-                register(member, &target(member, malformed)).await;
+                // Not at the price of a lease.
+                let target = target(member, malformed);
+                let _ = timeout_at(until, register(member, &target)).await;
             }
         }
     }
     let each = |((at, token, lease), record, malformed): Burial| async move {
-        let outcome = bury(member, &lease, *record, malformed).await;
+        let outcome = match Instant::now() < lease.deadline {
+            true => timeout_at(lease.deadline, bury(member, &lease, *record, malformed)).await,
+            // It stood behind others that the server would not answer.
+            false => Ok(Err(lost(member))),
+        };
+        let outcome = outcome.unwrap_or_else(|_| Err(late(member)));
         let mut leases = lock(&member.leases);
         match &outcome {
             Ok(_) => leases.done(token),
@@ -42,6 +52,14 @@ pub(crate) async fn bury_all(member: &Member, items: Vec<Burial>) -> Vec<Answer>
     };
     let burying = stream::iter(items).map(each).buffered(AT_A_TIME);
     burying.collect().await
+}
+
+/// The server may have done it all the same.
+fn late(member: &Member) -> Error {
+    let why = "the server did not answer before the lease ended";
+    member
+        .error(ErrorKind::Timeout, "dead-letter", why)
+        .maybe_stored()
 }
 
 /// Where an entry goes.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mas_transport_core::{ErrorKind, Outcome, Settled, Stored, Transport as _};
+use mas_transport_core::{ErrorKind, Group, Outcome, Settled, Stored, Topic, Transport as _};
 use mas_transport_redis::{RedisConfig, RedisTransport};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -112,5 +112,60 @@ async fn a_lease_that_ends_does_not_take_others_with_it() {
         let group = transport.admin();
         group.purge(&topic("t")).await.unwrap();
     }
+    transport.close(Instant::now() + SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_dead_letter_waits_for_a_frozen_server_longer_than_its_lease() {
+    // More rounds of burials than the server would be waited for within a lease.
+    const COUNT: usize = 100;
+    const LEASE: Duration = Duration::from_secs(2);
+    let Some(server) = Server::start(&[]).await else {
+        return;
+    };
+    let config = server.config().response_timeout(Duration::from_millis(800));
+    let transport = RedisTransport::connect(config).await.unwrap();
+    let lease = u64::try_from(LEASE.as_millis()).unwrap();
+    let mut member = Member::join(&transport, &subscription("t", lease)).await;
+    publish(&transport, "t", COUNT).await;
+    let held = member.deliveries(COUNT).await;
+    let last = held.iter().map(|delivery| delivery.deadline).max().unwrap();
+    server.freeze(true).await;
+    let letters = held
+        .iter()
+        .map(|d| (d.token, Outcome::DeadLetter(record())));
+    let outcomes = member.settle.settle(letters.collect()).await;
+    // A busy machine may be late, but not by another round.
+    let over = Instant::now().saturating_duration_since(last);
+    server.freeze(false).await;
+    assert!(
+        over < Duration::from_millis(700),
+        "{over:?} after the lease"
+    );
+    assert_eq!(outcomes.len(), COUNT);
+    for outcome in outcomes {
+        let error = outcome.unwrap_err();
+        let kind = error.kind();
+        assert!(
+            error.is_retryable() || kind == ErrorKind::LeaseLost,
+            "{error}"
+        );
+        // What stood behind the first ones was never sent.
+        assert!(
+            kind != ErrorKind::LeaseLost || error.stored() == Stored::No,
+            "{error}"
+        );
+    }
+    // Nothing is lost: each is a dead letter by now, or comes back.
+    let letters = Topic::dead_letters(&topic("t"), &Group::new("g").unwrap());
+    let mut connection = raw(&transport).await;
+    let mut ask = redis::cmd("XLEN");
+    let kept: usize = ask
+        .arg(native(&transport).stream(&letters))
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    let again = member.deliveries(COUNT - kept).await;
+    member.ack(&again).await;
     transport.close(Instant::now() + SOON).await.unwrap();
 }

@@ -124,6 +124,16 @@ impl Server {
         }
     }
 
+    /// Stops it where it stands, or lets it go on.
+    pub(crate) async fn freeze(&self, frozen: bool) {
+        let pid = self.child.as_ref().and_then(Child::id).expect("it runs");
+        let signal = if frozen { "-STOP" } else { "-CONT" };
+        let sent = Command::new("kill")
+            .args([signal, &pid.to_string()])
+            .status();
+        assert!(sent.await.expect("kill(1)").success());
+    }
+
     pub(crate) fn config(&self) -> RedisConfig {
         RedisConfig::new(format!("127.0.0.1:{}", self.port))
     }
