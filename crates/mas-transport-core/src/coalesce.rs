@@ -39,9 +39,9 @@ pub(crate) trait Sink<I, R>: Send + Sync + 'static {
     /// The result of an entry that was sent and not answered in time.
     fn unanswered(&self) -> R;
 
-    /// Called once a batch has its results, just before they are told: how many entries it had
-    /// and how many bytes.
-    fn done(&self, entries: usize, bytes: usize);
+    /// Called once for every batch, just before its results are told: one for each of its entries,
+    /// whatever became of them; its bytes; and since when it was under way.
+    fn done(&self, results: &[R], bytes: usize, since: Instant);
 }
 
 /// The bounds of a line.
@@ -418,7 +418,7 @@ where
             while results.len() < count {
                 results.push(sink.unanswered());
             }
-            sink.done(count, bytes);
+            sink.done(&results, bytes, opened);
             cell.complete(results);
         };
         match timeout_at(deadline, self.sink.send(entries, deadline)).await {
@@ -451,10 +451,9 @@ where
     }
 
     fn give_up(&self, batch: Batch<I, R>) {
-        let count = batch.entries.len();
         let entries = batch.entries.into_iter();
-        let results = entries.map(|entry| self.sink.unsent(entry)).collect();
-        self.sink.done(count, batch.bytes);
+        let results: Vec<R> = entries.map(|entry| self.sink.unsent(entry)).collect();
+        self.sink.done(&results, batch.bytes, batch.opened);
         batch.cell.complete(results);
     }
 }

@@ -5,8 +5,11 @@ type Answer = tokio::sync::oneshot::Sender<()>;
 type Told = Result<u32, &'static str>;
 type Batches = mpsc::UnboundedReceiver<(Vec<u32>, Answer)>;
 
+/// What was told when a batch was done: its results and its bytes.
+type Done = Arc<Mutex<Vec<(Vec<Told>, usize)>>>;
+
 /// Shows each batch to the test, which answers it when it likes.
-struct Shown(mpsc::UnboundedSender<(Vec<u32>, Answer)>);
+struct Shown(mpsc::UnboundedSender<(Vec<u32>, Answer)>, Done);
 
 #[async_trait]
 impl Sink<u32, Told> for Shown {
@@ -26,10 +29,17 @@ impl Sink<u32, Told> for Shown {
     fn unanswered(&self) -> Told {
         Err("unanswered")
     }
-    fn done(&self, _: usize, _: usize) {}
+    fn done(&self, results: &[Told], bytes: usize, _: Instant) {
+        lock(&self.1).push((results.to_vec(), bytes));
+    }
 }
 
 fn line(in_flight: usize) -> (Line<u32, Told>, Batches) {
+    let (line, batches, _) = watched(in_flight);
+    (line, batches)
+}
+
+fn watched(in_flight: usize) -> (Line<u32, Told>, Batches, Done) {
     let (shown, batches) = mpsc::unbounded_channel();
     let bounds = Bounds {
         entries: 4,
@@ -37,7 +47,9 @@ fn line(in_flight: usize) -> (Line<u32, Told>, Batches) {
         in_flight,
         timeout: Duration::from_secs(10),
     };
-    (Line::start(Arc::new(Shown(shown)), bounds), batches)
+    let done = Done::default();
+    let sink = Arc::new(Shown(shown, done.clone()));
+    (Line::start(sink, bounds), batches, done)
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,6 +113,42 @@ async fn an_entry_that_waits_behind_a_stuck_batch_is_unsent() {
     let waits = line.push(1, 1, Instant::now()).unwrap();
     assert_eq!(waits.await, Err("unsent"));
     assert_eq!(stuck.await, Err("unanswered"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_batch_is_done_once_with_a_result_for_each_entry() {
+    let (line, mut batches, done) = watched(1);
+    let push = |n, bytes| line.push(n, bytes, Instant::now()).unwrap();
+    let answered = push(0, 1);
+    let (_, answer) = batches.recv().await.unwrap();
+    answer.send(()).unwrap();
+    assert_eq!(answered.await, Ok(0));
+    // No answer at all to two, then one in time for nobody.
+    let (first, second) = (push(1, 2), push(2, 3));
+    drop(batches.recv().await.unwrap());
+    assert_eq!(
+        (first.await, second.await),
+        (Err("unanswered"), Err("unanswered"))
+    );
+    let late = push(3, 4);
+    let (_, answer) = batches.recv().await.unwrap();
+    let waits = push(4, 5);
+    assert_eq!(
+        (late.await, waits.await),
+        (Err("unanswered"), Err("unsent"))
+    );
+    assert!(answer.send(()).is_err(), "nobody listens any more");
+    let done = lock(&done).clone();
+    let unanswered = Err("unanswered");
+    assert_eq!(
+        done,
+        [
+            (vec![Ok(0)], 1),
+            (vec![unanswered, unanswered], 5),
+            (vec![unanswered], 4),
+            (vec![Err("unsent")], 5),
+        ]
+    );
 }
 
 #[tokio::test(start_paused = true)]

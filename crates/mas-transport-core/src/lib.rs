@@ -50,7 +50,7 @@ pub use error::*;
 pub use headers::*;
 pub use health::*;
 pub use message::*;
-pub use metrics::Metrics;
+pub use metrics::{Connections, Consumed, Metrics};
 pub use name::*;
 pub use publisher::*;
 pub use record::*;

@@ -1,11 +1,12 @@
-//! What a publish pump counts.
+//! What the pumps count.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What a [`Publisher`](crate::Publisher) has done since it was made, as of the moment it was asked.
+/// What was done since the start, as of the moment of the question. A
+/// [`Publisher`](crate::Publisher) knows what was published; a bus, all of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Metrics {
@@ -18,11 +19,62 @@ pub struct Metrics {
     /// Messages with a receipt in a second: the mean of the last ten whole seconds, or of the time
     /// since the start when that is less.
     pub per_second: f64,
-    /// How long a message took from the call to its outcome: a moving mean over the last batches.
-    /// `None` before the first outcome. A batch counts once, with the time of its first message.
+    /// How long a message took from the call to its outcome, failures included: a moving mean over
+    /// the last batches. `None` before the first outcome. A batch counts once, with the time of its
+    /// first message.
     pub latency: Option<Duration>,
     /// How long the pump has been there.
     pub uptime: Duration,
+    /// What the consumers did, those that are gone included.
+    pub consumed: Consumed,
+    /// The connections to the broker; `None` where a backend has none or does not know.
+    pub connections: Option<Connections>,
+}
+
+/// What consumers did, as of the moment of the question.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Consumed {
+    /// Deliveries handed out. A message that is handed out again counts again.
+    pub delivered: u64,
+    /// Acks that the broker confirmed.
+    pub acked: u64,
+    /// Nacks that it confirmed, those of dropped deliveries included.
+    pub nacked: u64,
+    /// Rejects that it confirmed. Each made a dead letter.
+    pub rejected: u64,
+    /// Dead letters that it confirmed, after a reject or because the attempts were used up.
+    pub dead_lettered: u64,
+    /// Malformed entries that were moved to the quarantine.
+    pub quarantined: u64,
+    /// Deliveries whose lease ended, or was taken away, before they were settled.
+    pub lease_lost: u64,
+    /// Acks, nacks and rejects that failed otherwise, or were not confirmed in time.
+    pub failed: u64,
+    /// Deliveries that are handed out, and settlements that are not confirmed yet.
+    pub in_flight: u64,
+    /// Messages that were fetched and wait to be handed out.
+    pub buffered: u64,
+}
+
+/// The connections of a transport, as it knows them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Connections {
+    /// The most that are opened for commands, as configured.
+    pub configured: u64,
+    /// How often a connection that was lost came back, of any kind.
+    pub reconnects: u64,
+}
+
+impl Connections {
+    /// So many, and so often.
+    pub fn new(configured: u64, reconnects: u64) -> Self {
+        Self {
+            configured,
+            reconnects,
+        }
+    }
 }
 
 /// Whole seconds that the rate is the mean of.
@@ -142,6 +194,7 @@ impl Counters {
             per_second,
             latency: (latency != 0).then(|| Duration::from_secs_f64(f64::from_bits(latency) / 1e9)),
             uptime,
+            ..Metrics::default()
         }
     }
 }

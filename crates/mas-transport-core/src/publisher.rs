@@ -108,7 +108,6 @@ impl Publisher {
             transport,
             room: room.clone(),
             counters: counters.clone(),
-            timeout: options.publish_timeout,
             info: info.clone(),
         };
         let bounds = Bounds {
@@ -333,7 +332,6 @@ struct Outgoing {
     backend: &'static str,
     room: Arc<Room>,
     counters: Arc<Counters>,
-    timeout: Duration,
     info: Arc<TransportInfo>,
 }
 
@@ -360,20 +358,10 @@ impl Sink<Message, Result<Receipt>> for Outgoing {
                 }
             });
         }
-        let counters = self.counters.clone();
-        // The deadline of a batch is one timeout after its first message.
-        let begun = deadline - self.timeout;
-        Box::pin(async move {
-            let results = confirm.await;
-            let published = results.iter().filter(|result| result.is_ok()).count();
-            let failed = results.len() - published;
-            counters.batch(published as u64, failed as u64, begun);
-            results
-        })
+        confirm
     }
 
     fn unsent(&self, _message: Message) -> Result<Receipt> {
-        self.counters.failed(1);
         let error = Error::new(
             ErrorKind::Timeout,
             "publish",
@@ -387,7 +375,6 @@ impl Sink<Message, Result<Receipt>> for Outgoing {
     }
 
     fn unanswered(&self) -> Result<Receipt> {
-        self.counters.failed(1);
         Err(Error::new(
             ErrorKind::Timeout,
             "publish",
@@ -397,8 +384,11 @@ impl Sink<Message, Result<Receipt>> for Outgoing {
         .maybe_stored())
     }
 
-    fn done(&self, messages: usize, bytes: usize) {
-        self.room.messages.add_permits(messages);
+    fn done(&self, results: &[Result<Receipt>], bytes: usize, since: Instant) {
+        let published = results.iter().filter(|result| result.is_ok()).count();
+        let failed = results.len() - published;
+        self.counters.batch(published as u64, failed as u64, since);
+        self.room.messages.add_permits(results.len());
         self.room.bytes.add_permits(bytes);
     }
 }

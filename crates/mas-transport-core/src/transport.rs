@@ -14,6 +14,7 @@ use crate::capabilities::{Durability, TransportInfo};
 use crate::error::Result;
 use crate::health::Health;
 use crate::message::Message;
+use crate::metrics::Connections;
 use crate::name::{Group, Topic};
 use crate::record::{Reason, Record};
 use crate::subscription::{StartFrom, Subscription};
@@ -53,6 +54,10 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
 
     /// The client underneath, for what this contract does not cover.
     fn native(&self) -> Option<&(dyn Any + Send + Sync)>;
+
+    /// The connections to the broker, as they are known here: asks nobody. `None` where there are
+    /// none, or they are not known.
+    fn connections(&self) -> Option<Connections>;
 
     /// Closes every source (as [`Settle::close`]) and reader, then the connections. Every later
     /// call fails with `Closed`. Idempotent. No task, connection or thread survives it.

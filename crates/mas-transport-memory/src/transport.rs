@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mas_transport_core::{
-    Admin, Confirm, Durability, Error, ErrorKind, Fetch, Message, ReadSpec, Receipt, Result,
-    Source, Subscription, Transport, TransportInfo,
+    Admin, Confirm, Connections, Durability, Error, ErrorKind, Fetch, Message, ReadSpec, Receipt,
+    Result, Source, Subscription, Transport, TransportInfo,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -274,6 +274,11 @@ impl Transport for MemoryTransport {
 
     fn admin(&self) -> &dyn Admin {
         self
+    }
+
+    // There is nothing to be connected to.
+    fn connections(&self) -> Option<Connections> {
+        None
     }
 
     fn native(&self) -> Option<&(dyn Any + Send + Sync)> {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, Weak};
 use async_trait::async_trait;
 use futures::future::join_all;
 use mas_transport_core::{
-    Admin, Confirm, Error, Event, Fetch, Message, ReadSpec, Result, Source, Subscription,
-    Transport, TransportInfo, Want,
+    Admin, Confirm, Connections, Error, Event, Fetch, Message, ReadSpec, Result, Source,
+    Subscription, Transport, TransportInfo, Want,
 };
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -156,6 +156,12 @@ impl Transport for NatsTransport {
 
     fn admin(&self) -> &dyn Admin {
         &self.admin
+    }
+
+    fn connections(&self) -> Option<Connections> {
+        // One for everything; the first time counts as none that came back.
+        let epoch = self.shared.link.epoch();
+        Some(Connections::new(1, epoch.saturating_sub(1)))
     }
 
     fn native(&self) -> Option<&(dyn Any + Send + Sync)> {

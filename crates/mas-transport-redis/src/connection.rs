@@ -8,6 +8,7 @@
 //! here: only the caller knows whether that is safe.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -128,6 +129,8 @@ pub(crate) struct Link {
     state: watch::Sender<State>,
     /// Rung when the connection of some epoch is broken.
     broken: Notify,
+    /// How often a connection came back, counted with all links of a transport.
+    reconnects: Arc<AtomicU64>,
     bells: Mutex<HashMap<String, Vec<Weak<Bell>>>>,
 }
 
@@ -139,7 +142,7 @@ impl Link {
     pub(crate) async fn connect(config: RedisConfig) -> Result<Arc<Self>> {
         let opener = Arc::new(Opener::new(&config)?);
         let until = Instant::now() + config.connect_timeout.min(LONGEST_CONNECT);
-        let link = Self::down(config, opener);
+        let link = Self::down(config, opener, Arc::default());
         let mut wait = Wait::new();
         loop {
             let error = match timeout_at(until, link.establish(1)).await {
@@ -161,19 +164,21 @@ impl Link {
         }
     }
 
-    fn down(config: RedisConfig, opener: Arc<Opener>) -> Arc<Self> {
+    fn down(config: RedisConfig, opener: Arc<Opener>, reconnects: Arc<AtomicU64>) -> Arc<Self> {
         Arc::new(Self {
             config,
             opener,
             state: watch::Sender::new(State::Down(None)),
             broken: Notify::new(),
+            reconnects,
             bells: Mutex::default(),
         })
     }
 
     /// A further link to the same server. It is opened as soon as its keeper runs.
     pub(crate) fn another(&self) -> Arc<Self> {
-        let link = Self::down(self.config.clone(), self.opener.clone());
+        let (config, opener) = (self.config.clone(), self.opener.clone());
+        let link = Self::down(config, opener, self.reconnects.clone());
         link.broken.notify_one();
         link
     }
@@ -193,6 +198,7 @@ impl Link {
                         tokio::time::sleep(wait.next()).await;
                     }
                     if epoch > 1 {
+                        self.reconnected();
                         tracing::info!(address = self.config.address(), "reconnected");
                         self.ring_all();
                     }
@@ -200,6 +206,16 @@ impl Link {
             })
             .await;
         self.state.send_replace(State::Closed);
+    }
+
+    /// Counts a connection that was lost and is back.
+    pub(crate) fn reconnected(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often a connection was lost and came back.
+    pub(crate) fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
     }
 
     /// Opens a connection of its own to the same server. `response_timeout` does not apply to it.

@@ -97,6 +97,7 @@ async fn read(
         Err(_) => return End::Broken(link.timed_out("fetch")),
     };
     if std::mem::take(outage) {
+        link.reconnected();
         member.inbox.recovered();
         member.inbox.control(Event::Reconnected);
     }

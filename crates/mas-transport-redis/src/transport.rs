@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::join_all;
 use mas_transport_core::{
-    Admin, Confirm, Error, ErrorKind, Event, Fetch, Message, ReadSpec, Receipt, Result, Source,
-    Subscription, Topic, Transport, TransportInfo, Want,
+    Admin, Confirm, Connections, Error, ErrorKind, Event, Fetch, Message, ReadSpec, Receipt,
+    Result, Source, Subscription, Topic, Transport, TransportInfo, Want,
 };
 use redis::Cmd;
 use tokio::sync::Semaphore;
@@ -246,6 +246,12 @@ impl Transport for RedisTransport {
 
     fn admin(&self) -> &dyn Admin {
         &self.admin
+    }
+
+    fn connections(&self) -> Option<Connections> {
+        let link = &self.shared.link;
+        let configured = link.config.connections as u64;
+        Some(Connections::new(configured, link.reconnects()))
     }
 
     fn native(&self) -> Option<&(dyn Any + Send + Sync)> {

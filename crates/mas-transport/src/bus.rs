@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mas_transport_core::{
-    Admin, Consumer, Error, Group, Health, Lag, Message, Metrics, Pending, PublishOptions,
+    Admin, Consumer, Error, Group, Health, Lag, Message, Meter, Metrics, Pending, PublishOptions,
     Publisher, Receipt, Result, Subscription, Topic, Transport, TransportInfo,
 };
 use tokio::time::Instant;
@@ -22,6 +22,7 @@ use crate::connect;
 pub struct Bus {
     transport: Arc<dyn Transport>,
     publisher: Publisher,
+    meter: Meter,
     options: Arc<BusOptions>,
 }
 
@@ -101,6 +102,7 @@ impl Bus {
     pub fn with_options(transport: Arc<dyn Transport>, options: BusOptions) -> Self {
         Self {
             publisher: Publisher::new(transport.clone(), options.publish),
+            meter: Meter::new(),
             transport,
             options: Arc::new(options),
         }
@@ -216,7 +218,7 @@ impl Bus {
             Some(attempts) => subscription.or_max_attempts(attempts),
             None => subscription,
         };
-        Consumer::start(self.transport.clone(), subscription).await
+        Consumer::start_metered(self.transport.clone(), subscription, &self.meter).await
     }
 
     /// The backend, its server, and what they can do.
@@ -282,10 +284,13 @@ impl Bus {
         self.admin().purge(&Topic::stored(topic)?).await
     }
 
-    /// What this bus has done so far, its clones included: counted here, so asking costs nothing
-    /// and works while the broker is away.
+    /// What this bus has done so far, its clones and its consumers included: counted here, so the
+    /// broker is not asked, and this works while it is away.
     pub fn metrics(&self) -> Metrics {
-        self.publisher.metrics()
+        let mut metrics = self.publisher.metrics();
+        metrics.consumed = self.meter.read();
+        metrics.connections = self.transport.connections();
+        metrics
     }
 
     /// Topics, groups, lag.

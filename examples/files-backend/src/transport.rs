@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
 use mas_transport_core::{
-    Admin, Confirm, Durability, Error, ErrorKind, Fetch, Group, Health, Lag, Message, Namespace,
-    Position, ReadSpec, Receipt, Result, Source, Subscription, Topic, TopicSpec, Transport,
-    TransportInfo,
+    Admin, Confirm, Connections, Durability, Error, ErrorKind, Fetch, Group, Health, Lag, Message,
+    Namespace, Position, ReadSpec, Receipt, Result, Source, Subscription, Topic, TopicSpec,
+    Transport, TransportInfo,
 };
 use tokio::time::Instant;
 
@@ -147,6 +147,11 @@ impl Transport for FilesTransport {
 
     fn admin(&self) -> &dyn Admin {
         self
+    }
+
+    // Files are opened, not connected to.
+    fn connections(&self) -> Option<Connections> {
+        None
     }
 
     fn native(&self) -> Option<&(dyn Any + Send + Sync)> {

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use mas_transport_core::{
-    Admin, Confirm, Event, Fetch, Group, Health, Lag, Message, Outcome, ReadSpec, Result, Settle,
-    Settled, Source, Subscription, Token, Topic, TopicSpec, Transport, TransportInfo, Want,
+    Admin, Confirm, Connections, Event, Fetch, Group, Health, Lag, Message, Outcome, ReadSpec,
+    Result, Settle, Settled, Source, Subscription, Token, Topic, TopicSpec, Transport,
+    TransportInfo, Want,
 };
 use tokio::time::Instant;
 
@@ -202,6 +203,10 @@ impl Transport for Intercept {
 
     fn admin(&self) -> &dyn Admin {
         self
+    }
+
+    fn connections(&self) -> Option<Connections> {
+        self.next.connections()
     }
 
     fn native(&self) -> Option<&(dyn Any + Send + Sync)> {

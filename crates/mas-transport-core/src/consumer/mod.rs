@@ -2,6 +2,7 @@
 
 mod delivery;
 mod events;
+mod meter;
 mod pump;
 mod shared;
 mod window;
@@ -14,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub use delivery::{Delivery, Settlement};
 pub use events::{ConsumerEvent, EVENTS_KEPT};
+pub use meter::Meter;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::subscription::Subscription;
@@ -55,9 +57,24 @@ impl Consumer {
     /// # Cancel safety
     /// Dropping the future leaves at most an empty group behind.
     pub async fn start(transport: Arc<dyn Transport>, subscription: Subscription) -> Result<Self> {
+        Self::start_metered(transport, subscription, &Meter::new()).await
+    }
+
+    /// As [`start`](Self::start), and counts in `meter` what the consumer does.
+    ///
+    /// # Errors
+    /// As [`Transport::subscribe`].
+    ///
+    /// # Cancel safety
+    /// As [`start`](Self::start).
+    pub async fn start_metered(
+        transport: Arc<dyn Transport>,
+        subscription: Subscription,
+        meter: &Meter,
+    ) -> Result<Self> {
         let info = transport.info();
         let source = transport.subscribe(&subscription).await?;
-        let shared = Arc::new(Shared::new(info, subscription, &source)?);
+        let shared = Arc::new(Shared::new(info, subscription, &source, meter)?);
         let (drain_by, told) = watch::channel(None);
         let pump = Pump {
             shared: shared.clone(),

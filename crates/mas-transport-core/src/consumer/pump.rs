@@ -245,7 +245,12 @@ impl Pump {
                 shared.revoked().notify_waiters();
             }
             Event::Revoked(tokens) => {
-                let lost = shared.lock().window.revoke(&tokens, now);
+                let lost = {
+                    let mut state = shared.lock();
+                    let lost = state.window.revoke(&tokens, now);
+                    state.tally.lease_lost(lost.len());
+                    lost
+                };
                 for position in lost {
                     shared.tell(ConsumerEvent::LeaseLost { position });
                 }
@@ -270,6 +275,7 @@ impl Pump {
                 return;
             }
             let lost = state.window.lapse(now);
+            state.tally.lease_lost(lost.len());
             (lost, state.window.hangs())
         };
         for position in lost {
@@ -352,6 +358,7 @@ impl Pump {
             if !matches!(state.phase, Phase::Failed(_)) {
                 state.phase = Phase::Closed;
             }
+            state.tally.lease_lost(state.window.held());
             state.window.forget_all()
         };
         for position in lost {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::delivery::Delivery;
 use super::events::{ConsumerEvent, EventQueue};
+use super::meter::{self, Meter, Tally};
 use super::window::{Settling, Taken, Window};
 use crate::capabilities::TransportInfo;
 use crate::clock::now_utc;
@@ -43,6 +44,8 @@ pub(super) struct State {
     end_told: bool,
     events: EventQueue,
     failures: Failures,
+    /// Only to be written under the lock of this.
+    pub(super) tally: Arc<Tally>,
 }
 
 /// The failures that this member saw, by position, bounded.
@@ -98,7 +101,7 @@ pub(super) struct Shared {
 }
 
 /// The part that the settlement line reports to.
-struct Guarded {
+pub(super) struct Guarded {
     state: Mutex<State>,
     /// Wakes the pump.
     pump: Notify,
@@ -135,6 +138,7 @@ impl Shared {
         info: Arc<TransportInfo>,
         subscription: Subscription,
         source: &Source,
+        meter: &Meter,
     ) -> Result<Self> {
         let alone = !mutated!(info, LastAttemptNotAlone);
         let window = Window::new(
@@ -144,6 +148,7 @@ impl Shared {
             subscription.get_max_attempts(),
             alone,
         );
+        let tally = Arc::<Tally>::default();
         let state = Arc::new(Guarded {
             state: Mutex::new(State {
                 window,
@@ -151,6 +156,7 @@ impl Shared {
                 end_told: false,
                 events: EventQueue::default(),
                 failures: Failures::default(),
+                tally: tally.clone(),
             }),
             pump: Notify::new(),
             app: Notify::new(),
@@ -174,9 +180,11 @@ impl Shared {
         } else {
             subscription.get_topic()?
         };
+        let group = subscription.get_group()?;
+        meter.add(tally, Arc::downgrade(&state));
         Ok(Self {
             topic,
-            group: subscription.get_group()?,
+            group,
             member: match subscription.get_member() {
                 Some(member) => member.to_owned(),
                 None => format!("m-{}", uuid::Uuid::now_v7().simple()),
@@ -252,6 +260,7 @@ impl Shared {
                 Taken::Nothing => break,
             }
         }
+        state.tally.delivered(taken.len());
         drop(state);
         for token in begin {
             if mutated!(self.info, NoBegin) {
@@ -309,6 +318,9 @@ impl Shared {
             },
             Err(lost) => {
                 let error = self.lease_lost(wanted.name());
+                if lost.is_some_and(|lost| !lost.noticed) {
+                    state.tally.lease_lost(1);
+                }
                 drop(state);
                 if kept_back {
                     self.app().notify_waiters();
@@ -491,6 +503,11 @@ fn name(outcome: &Outcome) -> &'static str {
 }
 
 impl Guarded {
+    /// How many messages are with the application or being settled, and how many in the buffer.
+    pub(super) fn standing(&self) -> (usize, usize) {
+        lock(&self.state).window.standing()
+    }
+
     fn tell(&self, event: ConsumerEvent) {
         lock(&self.state).events.push(event);
         self.events.notify_waiters();
@@ -500,6 +517,7 @@ impl Guarded {
     fn settled(&self, metas: &[Meta], results: &[Result<Settled>], info: &TransportInfo) {
         let mut state = lock(&self.state);
         let mut wake_app = false;
+        let mut counted = meter::Settlements::default();
         for (meta, result) in metas.iter().zip(results) {
             let lease = match result {
                 Ok(Settled::Lease(deadline)) => Some(*deadline),
@@ -513,6 +531,8 @@ impl Guarded {
                 "extend" => state.window.extended(meta.token, lease),
                 _ => state.window.release(meta.token),
             }
+            let reason = meta.record.as_ref().map(|record| record.reason.code);
+            counted.count(meta.what, reason, result);
             match (result, &meta.record) {
                 (Err(_), None) if mutated!(info, FailuresSwallowed) => {}
                 (Err(error), _) => {
@@ -533,6 +553,7 @@ impl Guarded {
                 _ => {}
             }
         }
+        state.tally.settled(&counted);
         drop(state);
         if wake_app {
             self.app.notify_waiters();
@@ -631,7 +652,8 @@ impl Sink<Item, Result<Settled>> for Settlements {
         Err(unanswered(&self.info))
     }
 
-    fn done(&self, _entries: usize, _bytes: usize) {}
+    // The window hears of its results before, one by one where some were never sent.
+    fn done(&self, _results: &[Result<Settled>], _bytes: usize, _since: Instant) {}
 }
 
 fn sent_len(metas: &[Meta], late: &[usize]) -> usize {

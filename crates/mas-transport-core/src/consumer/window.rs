@@ -83,6 +83,8 @@ pub(super) enum Taken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lost {
     pub(super) position: Position,
+    /// That it had ended was noticed before.
+    pub(super) noticed: bool,
 }
 
 /// What the settlement of a held delivery needs.
@@ -382,9 +384,12 @@ impl Window {
             attempt: lease.attempt,
         };
         if lease.deadline <= now {
-            let position = lease.position;
+            let lost = Lost {
+                position: lease.position,
+                noticed: lease.expired,
+            };
             self.release(token);
-            return Err(Some(Lost { position }));
+            return Err(Some(lost));
         }
         lease.stage = Stage::Settling;
         self.held -= 1;
@@ -573,6 +578,17 @@ impl Window {
         let again = waits.filter_map(|a| extend(&a.raw)).min();
         let lapse = self.expiry.peek().map(|Reverse((at, _))| *at);
         [fresh, again, lapse].into_iter().flatten().min()
+    }
+
+    /// How many deliveries the application holds whose leases live.
+    pub(super) fn held(&self) -> usize {
+        self.held - self.lapsed
+    }
+
+    /// How many are with the application or being settled, and how many wait in the buffer.
+    pub(super) fn standing(&self) -> (usize, usize) {
+        let buffered = self.fresh.len() + self.again.len();
+        (self.leases.len().saturating_sub(buffered), buffered)
     }
 
     /// Whether the application holds deliveries, or settlements are on the way.

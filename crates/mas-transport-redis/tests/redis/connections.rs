@@ -136,3 +136,33 @@ async fn a_read_waits_as_long_as_it_is_told() {
     assert!(took < Duration::from_secs(10), "{took:?}");
     transport.close(Instant::now() + SOON).await.unwrap();
 }
+
+#[tokio::test]
+async fn connections_that_came_back_are_counted() {
+    let Some(server) = Server::start(&[]).await else {
+        return;
+    };
+    let mut door = Door::open(&server).await;
+    let transport = connect(server.config().connections(3)).await;
+    let mut member = Member::join(&transport, &subscription("orders", 30_000)).await;
+    door.expect(3, "publishing, settling, reading").await;
+    let there = transport.connections().unwrap();
+    assert_eq!((there.configured, there.reconnects), (3, 0));
+    let kill = "CLIENT KILL SKIPME yes";
+    let mut ask = redis::Cmd::new();
+    ask.arg(kill.split(' ').collect::<Vec<_>>());
+    let killed: usize = ask.query_async(&mut door.0).await.unwrap();
+    assert_eq!(killed, 3);
+    // The one that reads finds out when it reads again.
+    publish(&transport, "orders", 1).await;
+    let held = member.delivery().await;
+    member.one(held.token, Outcome::Ack).await.unwrap();
+    let until = Instant::now() + SOON;
+    while transport.connections().unwrap().reconnects < 3 {
+        assert!(Instant::now() < until, "{:?}", transport.connections());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    door.expect(3, "all three again").await;
+    assert_eq!(transport.connections().unwrap().reconnects, 3);
+    transport.close(Instant::now() + SOON).await.unwrap();
+}
