@@ -7,9 +7,8 @@
 //! meanwhile wait until their own deadline. What had been sent and not answered is never sent again
 //! here: only the caller knows whether that is safe.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use mas_transport_core::{Error, ErrorKind, Result};
@@ -21,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::BACKEND;
+use crate::bells::Bells;
 use crate::config::RedisConfig;
 use crate::error::{is_answer, map};
 use crate::scripts::{self, Lua};
@@ -131,7 +131,7 @@ pub(crate) struct Link {
     broken: Notify,
     /// How often a connection came back, counted with all links of a transport.
     reconnects: Arc<AtomicU64>,
-    bells: Mutex<HashMap<String, Vec<Weak<Bell>>>>,
+    pub(crate) bells: Bells,
 }
 
 /// A bound that the clock can tell, however long the configuration asks for.
@@ -171,7 +171,7 @@ impl Link {
             state: watch::Sender::new(State::Down(None)),
             broken: Notify::new(),
             reconnects,
-            bells: Mutex::default(),
+            bells: Bells::default(),
         })
     }
 
@@ -200,7 +200,7 @@ impl Link {
                     if epoch > 1 {
                         self.reconnected();
                         tracing::info!(address = self.config.address(), "reconnected");
-                        self.ring_all();
+                        self.bells.ring_all();
                     }
                 }
             })
@@ -254,7 +254,7 @@ impl Link {
             mut connection,
             driver,
         } = self.open(config).await?;
-        let channels: Vec<String> = lock(&self.bells).keys().cloned().collect();
+        let channels = self.bells.channels();
         let load = scripts::load_all();
         let setup = async {
             let loaded = connection
@@ -289,7 +289,7 @@ impl Link {
                     let number = |b| std::str::from_utf8(b).ok()?.parse().ok();
                     let after = Duration::from_millis(number(ms).unwrap_or(0));
                     if let Ok(channel) = std::str::from_utf8(channel) {
-                        self.ring(channel, after);
+                        self.bells.ring(channel, after);
                     }
                 }
             }
@@ -308,6 +308,14 @@ impl Link {
         });
         if changed {
             self.broken.notify_one();
+        }
+    }
+
+    /// The connection, if there is one now.
+    pub(crate) fn up(&self) -> Option<Up> {
+        match &*self.state.borrow() {
+            State::Up(up) => Some(up.clone()),
+            _ => None,
         }
     }
 
@@ -445,70 +453,6 @@ impl Link {
         .on(BACKEND)
         .with("address", self.config.address())
     }
-
-    /// Has `bell` rung whenever something is published on `channel`, and after every reconnect.
-    pub(crate) async fn listen(&self, channel: &str, bell: &Arc<Bell>) -> Result<()> {
-        let first = {
-            let mut bells = lock(&self.bells);
-            let there = bells.entry(channel.to_owned()).or_default();
-            there.retain(|b| b.strong_count() > 0);
-            there.push(Arc::downgrade(bell));
-            there.len() == 1
-        };
-        if !first {
-            return Ok(());
-        }
-        let bound = self.config.response_timeout;
-        let mut up = self.ready("subscribe", Instant::now() + bound).await?;
-        match timeout(bound, up.connection.subscribe(channel)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.failed("subscribe", up.epoch, error)),
-            Err(_) => {
-                self.broken(up.epoch);
-                Err(self.timed_out("subscribe"))
-            }
-        }
-    }
-
-    /// Ends what [`listen`](Self::listen) began. That the server hears of it does not matter.
-    pub(crate) async fn unlisten(&self, channel: &str, bell: &Arc<Bell>) {
-        let last = {
-            let mut bells = lock(&self.bells);
-            let Some(there) = bells.get_mut(channel) else {
-                return;
-            };
-            there.retain(|b| b.strong_count() > 0 && !Weak::ptr_eq(b, &Arc::downgrade(bell)));
-            let last = there.is_empty();
-            if last {
-                bells.remove(channel);
-            }
-            last
-        };
-        let up = match &*self.state.borrow() {
-            State::Up(up) if last => Some(up.clone()),
-            _ => None,
-        };
-        if let Some(mut up) = up {
-            let bound = self.config.response_timeout;
-            let _ = timeout(bound, up.connection.unsubscribe(channel)).await;
-        }
-    }
-
-    fn ring(&self, channel: &str, after: Duration) {
-        for bell in lock(&self.bells).get(channel).into_iter().flatten() {
-            if let Some(bell) = bell.upgrade() {
-                bell.ring(after);
-            }
-        }
-    }
-
-    fn ring_all(&self) {
-        for bell in lock(&self.bells).values().flatten() {
-            if let Some(bell) = bell.upgrade() {
-                bell.ring(Duration::ZERO);
-            }
-        }
-    }
 }
 
 /// Whether waiting does not change that there is no connection.
@@ -524,61 +468,4 @@ pub(crate) fn is_no_script(error: &redis::ServerError) -> bool {
     error.kind() == Some(redis::ServerErrorKind::NoScript)
 }
 
-/// Wakes a member when something of its group comes due.
-#[derive(Debug, Default)]
-pub(crate) struct Bell {
-    due: Mutex<Option<Instant>>,
-    rung: Notify,
-}
-
-impl Bell {
-    /// Something comes due `after` now.
-    pub(crate) fn ring(&self, after: Duration) {
-        let at = Instant::now() + after.min(Duration::from_secs(24 * 3600));
-        let mut due = lock(&self.due);
-        if due.is_none_or(|d| at < d) {
-            *due = Some(at);
-            drop(due);
-            self.rung.notify_one();
-        }
-    }
-
-    /// When something comes due, as far as was told.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        *lock(&self.due)
-    }
-
-    /// Forgets a due time that has come.
-    pub(crate) fn answer(&self, now: Instant) {
-        let mut due = lock(&self.due);
-        if due.is_some_and(|d| d <= now) {
-            *due = None;
-        }
-    }
-
-    /// Waits for the next [`ring`](Self::ring) that came nearer than the one before.
-    pub(crate) async fn rung(&self) {
-        self.rung.notified().await;
-    }
-}
-
 pub(crate) use mas_transport_core::backend::{Wait, lock};
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_bell_keeps_the_nearest_time() {
-        let bell = Bell::default();
-        bell.ring(Duration::from_secs(5));
-        bell.rung().await;
-        bell.ring(Duration::from_secs(9));
-        let now = Instant::now();
-        assert_eq!(bell.due(), Some(now + Duration::from_secs(5)));
-        bell.ring(Duration::ZERO);
-        bell.rung().await;
-        bell.answer(now);
-        assert_eq!(bell.due(), None);
-    }
-}

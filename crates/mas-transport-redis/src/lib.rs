@@ -43,6 +43,7 @@
 )]
 
 mod admin;
+mod bells;
 mod bury;
 mod cap;
 mod config;

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::BACKEND;
-use crate::connection::{Bell, Link, lock};
+use crate::bells::Bell;
+use crate::connection::{Link, lock};
 use crate::decode;
 use crate::keys::{GroupKeys, MARKER};
 use crate::lanes::Seat;
