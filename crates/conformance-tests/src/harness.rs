@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use mas_transport_core::{Group, Namespace, Result, Topic, Transport};
+use mas_transport_core::codec::fields;
+use mas_transport_core::{Group, Namespace, Position, Result, Topic, Transport};
 
 /// Why a trial failed.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -79,9 +80,37 @@ pub trait Broker: Debug + Send + Sync + 'static {
     /// A connection of its own, as another process would have it.
     async fn connect(&self) -> Result<Arc<dyn Transport>>;
 
-    /// [`Ability::Inject`]: writes an entry as a foreign program would.
+    /// [`Ability::Inject`]: writes an entry as a foreign program would. It is given as the fields of
+    /// the wire format; a backend that has other entries writes what corresponds to them.
     async fn inject(&self, _topic: &Topic, _fields: Vec<(Bytes, Bytes)>) -> Verdict {
         unable(Ability::Inject)
+    }
+
+    /// [`Ability::Inject`]: what of an entry this backend can carry, in the order in which members
+    /// get it back. All of it, unless the backend says otherwise.
+    fn carried(&self, fields: Vec<(Bytes, Bytes)>) -> Vec<(Bytes, Bytes)> {
+        fields
+    }
+
+    /// [`Ability::Inject`]: whether members read an entry as a message; otherwise they quarantine it.
+    fn is_read(&self, topic: &Topic, fields: &[(Bytes, Bytes)]) -> bool {
+        fields::decode(topic, Position::default(), fields.to_vec()).is_ok()
+    }
+
+    /// [`Ability::Inject`]: what stands in quarantine of an entry that is no message.
+    fn quarantined(&self, fields: Vec<(Bytes, Bytes)>) -> Vec<(Bytes, Bytes)> {
+        fields
+    }
+
+    /// [`Ability::Inject`]: entries that are no messages, beside those that every backend can have,
+    /// and what is wrong with each.
+    fn garbage(&self) -> Vec<(&'static str, Vec<(Bytes, Bytes)>)> {
+        Vec::new()
+    }
+
+    /// [`Ability::Inject`]: how long a name or a value may be that is not `data`.
+    fn largest_field(&self) -> usize {
+        1 << 20
     }
 
     /// [`Ability::DropGroup`]: deletes the group behind the library's back; the topic stays.

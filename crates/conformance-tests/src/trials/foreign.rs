@@ -1,8 +1,8 @@
 //! Entries that another program wrote and that can be read.
 
 use bytes::Bytes;
-use mas_transport_core::codec::fields::{FOREIGN_SOURCE, encode};
-use mas_transport_core::{Attribute, Message, Priority, ReasonCode, Topic};
+use mas_transport_core::codec::fields::{FOREIGN_SOURCE, decode, encode};
+use mas_transport_core::{Attribute, Message, Position, Priority, ReasonCode, Topic};
 
 use super::support::{ANY_MEMBER, dead_letters, ensure, loaded, long_leased, quiet, same};
 use crate::agent::{Held, Member};
@@ -85,12 +85,13 @@ async fn what_may_only_be_read_is_read(ctx: Ctx) -> Verdict {
         ("gr\u{f6}\u{df}e", b"v"),
         ("nats-msg-id", b"v"),
     ];
-    ctx.inject(&topic, fields(&entry)).await?;
+    let entry = ctx.broker().carried(fields(&entry));
+    ctx.inject(&topic, entry.clone()).await?;
     let held = member.next().await?;
     let wanted: Vec<_> = entry
         .iter()
-        .filter(|(n, _)| !["data", "content-type", "traceparent"].contains(n))
-        .map(|(n, v)| ((*n).to_owned(), v.to_vec()))
+        .map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec()))
+        .filter(|(n, _)| !["data", "content-type", "traceparent"].contains(&n.as_str()))
         .collect();
     let got = headers_of(&held);
     ensure!(
@@ -118,6 +119,8 @@ async fn events_of_other_programs_are_read(ctx: Ctx) -> Verdict {
     encode(&message, &mut |name, value| {
         written.push((Bytes::copy_from_slice(name), Bytes::copy_from_slice(value)));
     });
+    let written = ctx.broker().carried(written);
+    let message = decode(&topic, Position::default(), written.clone()).map_err(|e| e.text)?;
     ctx.inject(&topic, written.clone()).await?;
     let held = member.next().await?;
     same(&message, held.message())?;
@@ -176,7 +179,8 @@ async fn a_plain_entry_comes_back_and_is_dead_lettered_as_it_is(ctx: Ctx) -> Ver
         ("binary", b"\xff\xfe"),
         ("content-type", b"x/y"),
     ];
-    ctx.inject(&topic, fields(&entry)).await?;
+    let entry = ctx.broker().carried(fields(&entry));
+    ctx.inject(&topic, entry).await?;
     let held = member.next().await?;
     let first = held.message().clone();
     held.nack().await?;
