@@ -7,7 +7,10 @@ use conformance_tests::Harness;
 use conformance_tests::harnesses::MemoryHarness;
 
 fn main() -> ExitCode {
-    #[cfg_attr(not(feature = "redis"), expect(unused_mut, reason = "memory alone"))]
+    #[cfg_attr(
+        not(any(feature = "redis", feature = "nats")),
+        expect(unused_mut, reason = "memory alone")
+    )]
     let mut harnesses: Vec<Arc<dyn Harness>> = vec![
         Arc::new(MemoryHarness::queue()),
         Arc::new(MemoryHarness::log()),
@@ -18,5 +21,7 @@ fn main() -> ExitCode {
         harnesses.push(Arc::new(RedisHarness::new()));
         harnesses.push(Arc::new(RedisHarness::capped()));
     }
+    #[cfg(feature = "nats")]
+    harnesses.push(Arc::new(conformance_tests::harnesses::NatsHarness::new()));
     conformance_tests::main(harnesses)
 }
