@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{finish, json, mas, text};
+#[cfg(any(feature = "memory", feature = "redis"))]
+use common::json;
+use common::{finish, mas, text};
 
 /// The text of what the doctor prints with these variables, and its exit code.
 fn doctor(variables: &[(&str, &str)]) -> (String, Option<i32>) {

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{feed, finish, json, mas, text};
+#[cfg(any(feature = "memory", all(unix, feature = "redis")))]
+use common::{feed, json};
+use common::{finish, mas, text};
 
 #[test]
 fn arguments_are_checked() {
