@@ -1,9 +1,11 @@
 //! The backends of this library, registered as anybody's.
 
-#[cfg(any(feature = "memory", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "redis"))]
+use mas_transport_core::Tls;
+#[cfg(any(feature = "memory", feature = "nats", feature = "redis"))]
 use mas_transport_core::{Namespace, Result};
 #[cfg(feature = "redis")]
-use mas_transport_redis::{Overflow, Tls};
+use mas_transport_redis::Overflow;
 
 use crate::config::{Settings, table};
 use crate::registry::Backend;
@@ -13,13 +15,13 @@ pub(crate) fn all() -> Vec<Backend> {
     vec![memory(), redis(), kafka(), nats()]
 }
 
-#[cfg(any(feature = "memory", feature = "redis"))]
+#[cfg(any(feature = "memory", feature = "nats", feature = "redis"))]
 fn namespace(settings: &Settings) -> Result<Namespace> {
     Namespace::new(settings.text(table::MAS_NAMESPACE).unwrap_or_default())
 }
 
 /// The largest message, in bytes.
-#[cfg(any(feature = "memory", feature = "redis"))]
+#[cfg(any(feature = "memory", feature = "nats", feature = "redis"))]
 fn max_message_bytes(settings: &Settings) -> usize {
     let bytes = settings.whole(table::MESSAGE_MAX_SIZE);
     bytes
@@ -65,29 +67,11 @@ fn redis() -> Backend {
 
 fn check_redis(settings: &mut Settings) {
     let set = |name: &str| settings.get(name).is_some_and(|setting| setting.is_set());
-    let [tls_ca, certificate, key] = ["REDIS_TLS_CA", "REDIS_TLS_CERT", "REDIS_TLS_KEY"].map(set);
     let overflow = set("REDIS_STREAM_OVERFLOW");
     let expires = set("REDIS_MESSAGE_TTL");
     let capped = settings.whole("REDIS_STREAM_MAX_LEN").is_some();
     let gap = settings.text("REDIS_STREAM_OVERFLOW") == Some("gap");
-    if certificate != key {
-        let (there, lacking) = match certificate {
-            true => ("REDIS_TLS_CERT", "REDIS_TLS_KEY"),
-            false => ("REDIS_TLS_KEY", "REDIS_TLS_CERT"),
-        };
-        settings.refuse(
-            there,
-            "a certificate and its key go together",
-            format!("set {lacking} too"),
-        );
-    }
-    if settings.switch("REDIS_TLS") == Some(false) && (tls_ca || certificate || key) {
-        settings.refuse(
-            "REDIS_TLS",
-            "certificates are set for a connection that is not encrypted",
-            "set it to true, or leave out the REDIS_TLS_… variables",
-        );
-    }
+    check_tls(settings, REDIS_TLS);
     if capped && gap {
         settings.caution(
             "REDIS_STREAM_OVERFLOW",
@@ -138,38 +122,89 @@ fn redis_config(settings: &Settings) -> Result<mas_transport_redis::RedisConfig>
         };
         config = config.stream_max_len(entries, overflow);
     }
-    match redis_tls(settings)? {
+    match tls(settings, "redis", REDIS_TLS)? {
         Some(tls) => Ok(config.tls(tls)),
         None => Ok(config),
     }
 }
 
-/// Certificates that are set ask for an encrypted connection as much as `REDIS_TLS` does.
-#[cfg(feature = "redis")]
-fn redis_tls(settings: &Settings) -> Result<Option<Tls>> {
-    let authority = settings.text("REDIS_TLS_CA");
-    let certificate = settings.text("REDIS_TLS_CERT");
-    let key = settings.text("REDIS_TLS_KEY");
-    let asked = settings.switch("REDIS_TLS") == Some(true);
+/// The variables of an encrypted connection.
+#[derive(Clone, Copy)]
+struct TlsNames {
+    switch: &'static str,
+    authority: &'static str,
+    certificate: &'static str,
+    key: &'static str,
+}
+
+const REDIS_TLS: TlsNames = TlsNames {
+    switch: "REDIS_TLS",
+    authority: "REDIS_TLS_CA",
+    certificate: "REDIS_TLS_CERT",
+    key: "REDIS_TLS_KEY",
+};
+
+const NATS_TLS: TlsNames = TlsNames {
+    switch: "NATS_TLS",
+    authority: "NATS_TLS_CA",
+    certificate: "NATS_TLS_CERT",
+    key: "NATS_TLS_KEY",
+};
+
+fn check_tls(settings: &mut Settings, names: TlsNames) {
+    let set = |name: &str| settings.get(name).is_some_and(|setting| setting.is_set());
+    let (authority, certificate, key) =
+        (set(names.authority), set(names.certificate), set(names.key));
+    if certificate != key {
+        let (there, lacking) = match certificate {
+            true => (names.certificate, names.key),
+            false => (names.key, names.certificate),
+        };
+        settings.refuse(
+            there,
+            "a certificate and its key go together",
+            format!("set {lacking} too"),
+        );
+    }
+    if settings.switch(names.switch) == Some(false) && (authority || certificate || key) {
+        settings.refuse(
+            names.switch,
+            "certificates are set for a connection that is not encrypted",
+            format!(
+                "set it to true, or leave out the {}_… variables",
+                names.switch
+            ),
+        );
+    }
+}
+
+/// Certificates that are set ask for an encrypted connection as much as the switch does.
+#[cfg(any(feature = "nats", feature = "redis"))]
+fn tls(settings: &Settings, backend: &'static str, names: TlsNames) -> Result<Option<Tls>> {
+    let authority = settings.text(names.authority);
+    let certificate = settings.text(names.certificate);
+    let key = settings.text(names.key);
+    let asked = settings.switch(names.switch) == Some(true);
     if !asked && authority.is_none() && certificate.is_none() && key.is_none() {
         return Ok(None);
     }
+    let read = |variable, path| file(backend, variable, path);
     let mut tls = Tls::new();
     if let Some(path) = authority {
-        tls = tls.ca_certificate(pem("REDIS_TLS_CA", path)?);
+        tls = tls.ca_certificate(read(names.authority, path)?);
     }
     if let (Some(certificate), Some(key)) = (certificate, key) {
-        let certificate = pem("REDIS_TLS_CERT", certificate)?;
-        tls = tls.client_certificate(certificate, pem("REDIS_TLS_KEY", key)?);
+        let certificate = read(names.certificate, certificate)?;
+        tls = tls.client_certificate(certificate, read(names.key, key)?);
     }
     Ok(Some(tls))
 }
 
-#[cfg(feature = "redis")]
-fn pem(variable: &'static str, path: &str) -> Result<Vec<u8>> {
+#[cfg(any(feature = "nats", feature = "redis"))]
+fn file(backend: &'static str, variable: &'static str, path: &str) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|error| {
         mas_transport_core::Error::invalid("connect", "the file cannot be read")
-            .on("redis")
+            .on(backend)
             .with(variable, path.escape_debug())
             .because(error)
     })
@@ -201,12 +236,97 @@ fn kafka() -> Backend {
 }
 
 fn nats() -> Backend {
+    #[cfg(feature = "nats")]
+    let mut backend = Backend::new("nats", |settings: Settings| async move {
+        let transport = mas_transport_nats::NatsTransport::connect(nats_config(&settings)?);
+        Ok(std::sync::Arc::new(transport.await?))
+    });
+    #[cfg(not(feature = "nats"))]
     let mut backend = Backend::lacking("nats");
     backend.variables = table::NATS.to_vec();
     backend.parts.whole = Some("NATS_URL");
-    backend.check_with(|settings| {
-        if settings.get("NATS_MESSAGE_TTL").is_some_and(|s| s.is_set()) {
-            settings.caution("NATS_MESSAGE_TTL", NO_EXPIRY);
-        }
-    })
+    backend.check_with(check_nats)
+}
+
+fn check_nats(settings: &mut Settings) {
+    let set = |name: &str| settings.get(name).is_some_and(|setting| setting.is_set());
+    let (user, password) = (set("NATS_USER"), set("NATS_PASSWORD"));
+    let identities = ["NATS_USER", "NATS_TOKEN", "NATS_NKEY", "NATS_CREDS"];
+    let given: Vec<&str> = identities.into_iter().filter(|name| set(name)).collect();
+    let expires = set("NATS_MESSAGE_TTL");
+    if user != password {
+        let (there, lacking) = match user {
+            true => ("NATS_USER", "NATS_PASSWORD"),
+            false => ("NATS_PASSWORD", "NATS_USER"),
+        };
+        settings.refuse(
+            there,
+            "a user and a password go together",
+            format!("set {lacking} too"),
+        );
+    }
+    if let [first, rest @ ..] = given.as_slice()
+        && !rest.is_empty()
+    {
+        settings.refuse(
+            first,
+            "it is one of several identities",
+            format!("leave out {}", rest.join(", ")),
+        );
+    }
+    check_tls(settings, NATS_TLS);
+    if expires {
+        settings.caution("NATS_MESSAGE_TTL", NO_EXPIRY);
+    }
+}
+
+#[cfg(feature = "nats")]
+fn nats_config(settings: &Settings) -> Result<mas_transport_nats::NatsConfig> {
+    use mas_transport_nats::{NatsConfig, Storage};
+
+    let url = settings.secret("NATS_URL");
+    let url = url.map_or("nats://localhost:4222", |url| url.expose());
+    let mut config = NatsConfig::from_url(url)?
+        .namespace(namespace(settings)?)
+        .max_message_bytes(max_message_bytes(settings));
+    if let (Some(user), Some(password)) =
+        (settings.text("NATS_USER"), settings.secret("NATS_PASSWORD"))
+    {
+        config = config.user(user, password.expose());
+    }
+    if let Some(token) = settings.secret("NATS_TOKEN") {
+        config = config.token(token.expose());
+    }
+    if let Some(seed) = settings.secret("NATS_NKEY") {
+        config = config.nkey(seed.expose());
+    }
+    if let Some(path) = settings.text("NATS_CREDS") {
+        let content = file("nats", "NATS_CREDS", path)?;
+        config = config.credentials(String::from_utf8_lossy(&content));
+    }
+    if let Some(prefix) = settings.text("NATS_STREAM") {
+        config = config.stream_prefix(prefix);
+    }
+    if let Some(replicas) = settings.whole("NATS_REPLICAS") {
+        config = config.replicas(usize::try_from(replicas).unwrap_or(usize::MAX));
+    }
+    if settings.text("NATS_STORAGE") == Some("memory") {
+        config = config.storage(Storage::Memory);
+    }
+    if let Some(most) = settings.whole("NATS_STREAM_MAX_MSGS") {
+        config = config.max_topic_messages(most);
+    }
+    if let Some(window) = settings.duration("NATS_DUPLICATE_WINDOW") {
+        config = config.duplicate_window(window);
+    }
+    if let Some(most) = settings.whole("NATS_MAX_ACK_PENDING") {
+        config = config.max_ack_pending(u32::try_from(most).unwrap_or(u32::MAX));
+    }
+    if let Some(timeout) = settings.duration("NATS_CONNECT_TIMEOUT") {
+        config = config.connect_timeout(timeout);
+    }
+    match tls(settings, "nats", NATS_TLS)? {
+        Some(tls) => Ok(config.tls(tls)),
+        None => Ok(config),
+    }
 }

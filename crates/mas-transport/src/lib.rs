@@ -49,6 +49,8 @@ pub use config::{Caution, Config, Kind, Origin, Problem, Setting, Settings, Vari
 pub use mas_transport_core::*;
 #[cfg(feature = "memory")]
 pub use mas_transport_memory as memory;
+#[cfg(feature = "nats")]
+pub use mas_transport_nats as nats;
 #[cfg(feature = "redis")]
 pub use mas_transport_redis as redis;
 pub use registry::{Backend, Registry};

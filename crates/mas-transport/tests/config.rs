@@ -408,7 +408,7 @@ fn an_unknown_backend_is_answered_with_those_there_are() {
         ("memory", cfg!(feature = "memory")),
         ("redis", cfg!(feature = "redis")),
         ("kafka", false),
-        ("nats", false),
+        ("nats", cfg!(feature = "nats")),
     ] {
         let (there, lacking) = told.split_once("this build lacks").unwrap();
         assert_eq!(there.contains(backend), is_there, "{told}");
@@ -427,7 +427,7 @@ fn a_backend_that_is_not_compiled_in_names_its_feature() {
         ("inmemory", cfg!(feature = "memory")),
         ("redis", cfg!(feature = "redis")),
         ("kafka", false),
-        ("nats", false),
+        ("nats", cfg!(feature = "nats")),
     ] {
         let settings = resolve(&[("PROTOCOL_TYPE", backend)]);
         if is_there {

@@ -40,7 +40,7 @@ pub(super) fn markdown(registry: &Registry) -> String {
     for (title, variables) in sections(&backends) {
         let _ = write!(page, "\n## {title}\n");
         match title.as_str() {
-            "Kafka" | "NATS JetStream" => page.push_str(AHEAD),
+            "Kafka" => page.push_str(AHEAD),
             _ => {}
         }
         page.push_str("\n| variable | default | allowed | meaning |\n|---|---|---|---|\n");

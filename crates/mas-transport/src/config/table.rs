@@ -250,23 +250,102 @@ pub(crate) const KAFKA: &[Variable] = &[
 ];
 
 pub(crate) const NATS: &[Variable] = &[
-    Variable::new("NATS_URL", Kind::Url, "The server.").default("nats://localhost:4222"),
+    Variable::new(
+        "NATS_URL",
+        Kind::Url,
+        "The servers, several of one cluster by comma: nats://user:password@host:4222,nats://host:4222; \
+         tls:// for TLS. A name without a password is a token.",
+    )
+    .default("nats://localhost:4222"),
+    Variable::new("NATS_USER", Kind::Text, "The user, with NATS_PASSWORD."),
+    Variable::new("NATS_PASSWORD", Kind::Secret, "The user's password."),
+    Variable::new("NATS_TOKEN", Kind::Secret, "A token, in place of a user."),
+    Variable::new(
+        "NATS_NKEY",
+        Kind::Secret,
+        "The seed of an NKEY, SU…, in place of a user.",
+    ),
+    Variable::new(
+        "NATS_CREDS",
+        Kind::File,
+        "A credentials file, with a JWT and the seed of its NKEY, in place of a user.",
+    ),
     Variable::new(
         "NATS_STREAM",
         Kind::Name(MAX_GROUP),
-        "The stream that keeps the messages; made up from the namespace when unset.",
-    ),
-    Variable::new("NATS_CREDS", Kind::File, "A credentials file."),
+        "What the names of streams and subjects begin with. Every topic has a stream of its own: orders.new \
+         is mas~orders~new, and other programs publish to it at mas.orders.new.",
+    )
+    .default("mas"),
     Variable::new(
         "NATS_REPLICAS",
         Kind::Whole(1, 5),
-        "On how many servers the stream is kept.",
+        "On how many servers of a cluster each topic is kept. A topic that exists with another number is refused.",
     )
     .default("1"),
+    Variable::new(
+        "NATS_STORAGE",
+        Kind::Choice(&["file", "memory"]),
+        "Where topics are kept. In memory they are lost with the server's process.",
+    )
+    .default("file"),
+    Variable::new(
+        "NATS_STREAM_MAX_MSGS",
+        Kind::Whole(1, i64::MAX as u64),
+        "How many messages a topic keeps before a publish to it is refused with Full. Without it the server's \
+         limits bound it.",
+    ),
+    Variable::new(
+        "NATS_DUPLICATE_WINDOW",
+        Kind::Duration(Duration::from_millis(100), DAY),
+        "How long a server remembers the Nats-Msg-Id of what other programs publish to a topic.",
+    )
+    .default("2m"),
+    Variable::new(
+        "NATS_MAX_ACK_PENDING",
+        Kind::Whole(1000, u32::MAX as u64),
+        "How many messages all members of a group together may hold unsettled, those that wait for a \
+         delayed redelivery included.",
+    )
+    .default("100000"),
+    Variable::new(
+        "NATS_CONSUMER_GROUP",
+        Kind::Name(MAX_GROUP),
+        "The group of subscriptions that name none.",
+    )
+    .default(DEFAULT_GROUP),
+    Variable::new(
+        "NATS_CONNECT_TIMEOUT",
+        Kind::Duration(MILLISECOND, DAY),
+        "How long connecting goes on trying before it fails, and how long one attempt to reconnect \
+         may take.",
+    )
+    .default("5s"),
     Variable::new(
         "NATS_MESSAGE_TTL",
         Kind::Duration(MILLISECOND, YEARS),
         NO_EXPIRY,
     )
     .default("24h"),
+    Variable::new(
+        "NATS_TLS",
+        Kind::Switch,
+        "Whether the connection is encrypted. tls:// and each of the variables below turn it on.",
+    ),
+    Variable::new(
+        "NATS_TLS_CA",
+        Kind::File,
+        "A PEM file with the authorities that may have signed the server's certificate; those of \
+         the system when unset.",
+    ),
+    Variable::new(
+        "NATS_TLS_CERT",
+        Kind::File,
+        "A PEM file with the certificate to show to the server.",
+    ),
+    Variable::new(
+        "NATS_TLS_KEY",
+        Kind::File,
+        "A PEM file with the key of that certificate.",
+    ),
 ];
