@@ -9,6 +9,7 @@ mod contradictions;
 mod registered;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mas_transport::{Config, ErrorKind, Origin, Settings};
 
@@ -37,7 +38,10 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str, text: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("mas-config-{}-{name}", std::process::id()));
+        // Tests run side by side, and several of them have files of one name.
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("mas-config-{}-{next}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join(name);
         std::fs::write(&path, text).unwrap();
