@@ -17,6 +17,7 @@ fn rules() -> Rules {
         reclaim_slack: Duration::from_millis(5),
         clock_error: Duration::ZERO,
         attempts: Exactness::Exact,
+        cut_costs_lease: false,
         any_member: true,
         receipts_survive: true,
         acks_survive: true,

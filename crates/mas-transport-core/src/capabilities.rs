@@ -101,6 +101,9 @@ capabilities! {
         /// Strength: on reclaim from a dead member, or after an outage of the broker that was longer
         /// than the lease, a message that was fetched and never handed out counts as attempted once.
         pub reclaim_counts_prefetch: bool,
+        /// Strength: what was on its way to a member when its connection broke comes back only when its
+        /// lease ends, and counts as attempted once.
+        pub cut_costs_lease: bool,
         /// Strength: the figures of `Lag`.
         pub lag: Exactness,
         /// Strength: the longest wait until a nacked message is available to an idle member.

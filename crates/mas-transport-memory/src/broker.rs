@@ -137,6 +137,7 @@ impl MemoryBroker {
             ack_durability: Durability::Volatile,
             attempts: Exactness::Exact,
             reclaim_counts_prefetch: true,
+            cut_costs_lease: false,
             lag: Exactness::Exact,
             nack_latency: LATENCY,
             delay_slack: LATENCY,

@@ -86,6 +86,8 @@ pub(crate) fn late(operation: &'static str) -> Error {
 #[derive(Debug)]
 struct Batch {
     answers: Vec<Option<Answer>>,
+    /// Over which connection it was sent.
+    epoch: u64,
     /// How many are missing.
     left: usize,
     done: oneshot::Sender<Vec<Option<Answer>>>,
@@ -144,6 +146,7 @@ impl Appender {
             if !state.closed {
                 let batch = Batch {
                     answers: std::iter::repeat_with(|| None).take(count).collect(),
+                    epoch: self.link.epoch(),
                     left: count,
                     done,
                 };
@@ -280,7 +283,9 @@ async fn sort(
                 while let Some(Some(chunk)) = answers.next().now_or_never() {
                     enter(&state, prefix, chunk);
                 }
-                give_up(&mut lock(&state));
+                // What was sent over the new connection is still answered.
+                let broken = if link.is_up() { epoch } else { u64::MAX };
+                give_up(&mut lock(&state), broken);
                 if deaf && link.is_up() && let Ok(again) = listen(&link, &inbox).await {
                     answers = again;
                     deaf = false;
@@ -291,12 +296,13 @@ async fn sort(
     }
     let mut state = lock(&state);
     state.closed = true;
-    give_up(&mut state);
+    give_up(&mut state, u64::MAX);
 }
 
-/// What is missing will not come.
-fn give_up(state: &mut State) {
-    for (_, batch) in state.batches.drain() {
+/// What was sent over connections before this one and is missing will not come.
+fn give_up(state: &mut State, epoch: u64) {
+    let broken = state.batches.extract_if(|_, batch| batch.epoch < epoch);
+    for (_, batch) in broken {
         let _ = batch.done.send(batch.answers);
     }
 }

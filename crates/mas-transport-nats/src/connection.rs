@@ -95,18 +95,18 @@ impl Link {
         })
     }
 
-    /// Takes the place of clients that have given up, until the link is closed.
-    pub(crate) async fn keep(self: Arc<Self>) {
+    /// Puts another client in the place of one that has given up, until `ending`.
+    pub(crate) async fn keep(self: Arc<Self>, ending: CancellationToken) {
         let mut wait = Wait::new();
         loop {
             let current = self.current();
             tokio::select! {
-                () = self.closing.cancelled() => return,
+                () = ending.cancelled() => return,
                 () = current.ended.cancelled() => {}
             }
             let before = current.before + current.statistics.connects.load(Ordering::Acquire);
             let opening = open(&self.config, &self.changes, &self.closing, before);
-            match self.closing.run_until_cancelled(opening).await {
+            match ending.run_until_cancelled(opening).await {
                 None => return,
                 Some(Ok(opened)) => {
                     *lock(&self.current) = opened;
@@ -116,7 +116,7 @@ impl Link {
                 Some(Err(error)) => {
                     tracing::debug!(%error, "still no connection");
                     let again = sleep(wait.next());
-                    if self.closing.run_until_cancelled(again).await.is_none() {
+                    if ending.run_until_cancelled(again).await.is_none() {
                         return;
                     }
                 }

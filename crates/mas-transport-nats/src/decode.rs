@@ -221,6 +221,9 @@ pub(crate) fn parse(block: &[u8]) -> Result<Vec<(String, String)>, String> {
             value.push_str(more);
         }
         value.truncate(value.trim_end().len());
+        if value.contains('\r') {
+            return Err("a value among the headers holds a carriage return".to_owned());
+        }
         headers.push((name.to_owned(), value));
     }
     Ok(headers)

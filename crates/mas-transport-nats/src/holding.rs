@@ -183,6 +183,11 @@ impl Member {
     /// Returns deliveries that were not handed out: their attempts do not count. What cannot be
     /// returned comes back when its lease ends.
     pub(crate) async fn give_back(self: &Arc<Self>, tokens: Vec<Token>) {
+        // Before the reader has ended it would take them again; the last step of closing returns them.
+        if self.closing.is_cancelled() && !self.left.is_cancelled() {
+            self.keep_back(tokens);
+            return;
+        }
         for page in tokens.chunks(PAGE) {
             let now = Instant::now();
             let items: Vec<Item> = {
@@ -234,10 +239,14 @@ impl Member {
         let first = info.ack_floor.stream_sequence + 1;
         let last = info.delivered.stream_sequence.min(first + MOST);
         for sequence in first..=last {
-            let known = lock(&self.leases)
+            let held = lock(&self.leases)
                 .iter()
                 .any(|lease| lease.sequence == sequence);
-            if known {
+            let settled = {
+                let place = lock(&self.place);
+                place.settled.contains(sequence) || place.fresh.contains(&sequence)
+            };
+            if held || settled {
                 continue;
             }
             let Some(raw) = streams.raw("fetch", &self.topic, sequence).await? else {

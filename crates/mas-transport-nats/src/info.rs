@@ -62,6 +62,8 @@ fn describe(name: &str, config: &NatsConfig, max_payload: usize) -> TransportInf
         // The server forgets what it counted when it is killed.
         attempts: Exactness::AtLeast,
         reclaim_counts_prefetch: true,
+        // The server does not tell to whom it sent what.
+        cut_costs_lease: true,
         lag: Exactness::Exact,
         nack_latency: Duration::from_millis(250),
         delay_slack: Duration::from_millis(250),

@@ -47,6 +47,8 @@ pub(crate) struct Member {
     pub(crate) looking: tokio::sync::Mutex<()>,
     /// No more is read.
     pub(crate) closing: CancellationToken,
+    /// The reader has ended: what is given back does not come to it again.
+    pub(crate) left: CancellationToken,
     /// The deadline of `close` has passed.
     force: CancellationToken,
     closed: CancellationToken,
@@ -99,6 +101,7 @@ impl Member {
             joining: tokio::sync::Mutex::default(),
             looking: tokio::sync::Mutex::default(),
             closing: CancellationToken::new(),
+            left: CancellationToken::new(),
             force: CancellationToken::new(),
             closed: CancellationToken::new(),
             abandon: CancellationToken::new(),
@@ -364,6 +367,11 @@ impl Member {
         if lock(&self.leases).out() == 0 {
             self.released.notify_waiters();
         }
+    }
+
+    /// Keeps deliveries for [`finish`](Self::finish) to return.
+    pub(crate) fn keep_back(&self, tokens: Vec<Token>) {
+        lock(&self.unfetched).extend(tokens);
     }
 
     /// Ends reading at once: `fetch` answers `Closed` from now on. What was buffered is returned by

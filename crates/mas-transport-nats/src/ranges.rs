@@ -40,6 +40,12 @@ impl Ranges {
         all - here.sum::<u64>()
     }
 
+    pub(crate) fn contains(&self, number: u64) -> bool {
+        self.0
+            .iter()
+            .any(|(from, to)| (*from..=*to).contains(&number))
+    }
+
     /// The number up to which everything above `floor` is here.
     pub(crate) fn reach(&self, floor: u64) -> u64 {
         let next = floor.saturating_add(1);
@@ -61,6 +67,7 @@ mod tests {
         ranges.add(vec![5, 3, 4, 9]);
         ranges.add(vec![6, 1]);
         assert_eq!(ranges.0, [(1, 1), (3, 6), (9, 9)]);
+        assert!(ranges.contains(5) && !ranges.contains(2));
         assert_eq!(ranges.reach(0), 1);
         assert_eq!(ranges.reach(1), 1);
         assert_eq!(ranges.reach(2), 6);

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt as _;
@@ -12,7 +13,7 @@ use futures::stream::ReadyChunks;
 use mas_transport_core::backend::{Wait, Waiter};
 use mas_transport_core::{ErrorKind, Event, Result};
 use serde_json::json;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::connection::Link;
 use crate::error::error;
@@ -31,10 +32,13 @@ const CAREFUL: u32 = 32;
 
 /// Reads until the member closes.
 pub(crate) async fn run(member: Arc<Member>) {
+    let _left = member.left.clone().drop_guard();
     let closing = member.closing.clone();
     let mut wait = Wait::new();
     let mut outage = false;
+    let mut suspicious = false;
     loop {
+        let elsewhere = member.link.epoch();
         let dialled = closing
             .run_until_cancelled(Link::dial(member.link.config.clone()))
             .await;
@@ -45,9 +49,11 @@ pub(crate) async fn run(member: Arc<Member>) {
                     member.inbox.recovered();
                 }
                 wait = Wait::new();
-                let read = read(&member, &link).await;
+                let read = read(&member, &link, suspicious).await;
                 link.close(Instant::now() + member.link.config.response_timeout)
                     .await;
+                // Where only this connection broke, it may have been over what it read.
+                suspicious = member.link.is_up() && member.link.epoch() == elsewhere;
                 match read {
                     Ok(()) => return,
                     Err(error) => error,
@@ -76,6 +82,11 @@ struct Pull {
     until: Instant,
 }
 
+/// How long a pull waits at the server while messages come, which is how long closing may take; and
+/// how long at most, where none come.
+const SHORT: Duration = Duration::from_millis(250);
+const LONG: Duration = Duration::from_secs(4);
+
 /// How a pull ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
@@ -98,10 +109,14 @@ struct Reader<'a> {
     /// When the last that ended was sent.
     last: Instant,
     careful: u32,
+    /// How long the next pull may wait.
+    patience: Duration,
+    /// Something came for the current pull.
+    active: bool,
 }
 
 /// Reads over one connection, which heals by itself, until the member closes.
-async fn read(member: &Arc<Member>, link: &Link) -> Result<()> {
+async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()> {
     let gone = |e: &dyn std::fmt::Display| {
         tracing::debug!(error = %e, "the connection for reading is gone");
         error(
@@ -124,11 +139,16 @@ async fn read(member: &Arc<Member>, link: &Link) -> Result<()> {
         asked: VecDeque::with_capacity(REMEMBERED),
         last: Instant::now(),
         careful: 0,
+        patience: SHORT,
+        active: false,
     };
     let mut changes = link.changes();
     let (mut epoch, mut elsewhere) = (link.epoch(), member.link.epoch());
     let mut down = false;
     let mut wait = Wait::new();
+    if suspicious {
+        reader.suspect().await;
+    }
     loop {
         if reader.pull.is_none() && !down {
             let wanted = async {
@@ -193,12 +213,8 @@ async fn read(member: &Arc<Member>, link: &Link) -> Result<()> {
             reader.pull = None;
             member.inbox.recovered();
             member.inbox.control(Event::Reconnected);
-            // Where only this connection broke, it may have been over what it read.
             if member.link.epoch() == elsewhere && member.link.is_up() {
-                reader.careful = CAREFUL;
-                if let Err(error) = member.unreadable().await {
-                    tracing::debug!(%error, "could not look for entries with unreadable headers");
-                }
+                reader.suspect().await;
             }
             elsewhere = member.link.epoch();
         }
@@ -206,11 +222,19 @@ async fn read(member: &Arc<Member>, link: &Link) -> Result<()> {
 }
 
 impl Reader<'_> {
+    /// The connection may have broken over an entry with headers that the client cannot read.
+    async fn suspect(&mut self) {
+        self.careful = CAREFUL;
+        if let Err(error) = self.member.unreadable().await {
+            tracing::debug!(%error, "could not look for entries with unreadable headers");
+        }
+    }
+
     /// Pulls so many.
     async fn ask(&mut self, count: usize) -> std::result::Result<(), async_nats::PublishError> {
         let member = self.member;
         self.number += 1;
-        let wait = (member.lease / 8).min(std::time::Duration::from_secs(5));
+        let wait = self.patience.min(member.lease / 8);
         let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
         let request = json!({ "batch": count, "expires": nanos });
         let subject = format!(
@@ -223,6 +247,7 @@ impl Reader<'_> {
             self.asked.pop_front();
         }
         self.asked.push_back((self.number, now));
+        self.active = false;
         self.pull = Some(Pull {
             number: self.number,
             asked: now,
@@ -267,9 +292,16 @@ impl Reader<'_> {
         self.asked
             .retain(|(_, at)| now.saturating_duration_since(*at) < self.member.lease);
         let asked = self.asked.front().map(|(_, at)| *at);
+        self.active |= !taken.is_empty();
         if ended.is_some()
             && let Some(pull) = self.pull.take()
         {
+            // A pull that waits cannot be called back: the next one waits longer only where nothing comes.
+            self.patience = if self.active {
+                SHORT
+            } else {
+                LONG.min(self.patience * 2)
+            };
             self.asked.retain(|(number, _)| *number != pull.number);
             self.last = pull.asked;
         }
@@ -294,6 +326,21 @@ impl Reader<'_> {
 
     /// Stops pulling and takes in what is on its way, which is returned because the inbox is closed.
     async fn leave(&mut self, mut messages: ReadyChunks<Subscriber>) -> Result<()> {
+        // The server ends a pull behind all that it sends for it. Unsubscribing ends it too, but then the
+        // client no longer listens for what was sent meanwhile; where nothing comes, nothing is lost.
+        if let Some(until) = self.pull.as_ref().map(|pull| pull.until)
+            && (self.active || self.patience == SHORT)
+        {
+            let ending = async {
+                while self.pull.is_some() && self.link.is_up() {
+                    match messages.next().await {
+                        Some(chunk) => drop(self.take(chunk).await),
+                        None => return,
+                    }
+                }
+            };
+            let _ = timeout_at(until, ending).await;
+        }
         let limit = self.link.config.response_timeout.min(self.member.lease);
         let leaving = async {
             if messages.get_mut().drain().await.is_ok() && self.link.is_up() {

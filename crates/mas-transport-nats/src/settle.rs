@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::future::join4;
 use mas_transport_core::backend::persist_each;
 use mas_transport_core::{Error, ErrorKind, Outcome, Result, Settle, Settled, Token};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::BACKEND;
 use crate::bury::bury_all;
@@ -346,6 +346,10 @@ pub(crate) async fn move_back(
         return Vec::new();
     }
     let until = first_deadline(items.iter().map(|((_, _, lease), _)| lease));
+    // A pull that still waits would take it again.
+    if member.closing.is_cancelled() {
+        let _ = timeout_at(until, member.left.cancelled()).await;
+    }
     let mut notes = Vec::new();
     let mut noting = Vec::new();
     for (index, ((_, _, lease), delay)) in items.iter().enumerate() {

@@ -3,12 +3,16 @@
 
 use std::sync::Arc;
 
-use mas_transport_core::Result;
+use async_nats::jetstream::consumer::Info;
+use mas_transport_core::{Group, Result};
 use tokio::time::{Instant, sleep_until};
 
 use crate::connection::lock;
 use crate::member::Member;
 use crate::streams::incarnation;
+
+/// From so many settled entries on they are removed whatever waits.
+const OVERDUE: u64 = 50_000;
 
 /// Sweeps until the member closes.
 pub(crate) async fn run(member: Arc<Member>) {
@@ -131,13 +135,33 @@ impl Member {
         let trimming = async {
             let (streams, notes) = (&self.shared.streams, &self.shared.notes);
             let groups = streams.groups("trim", &self.topic).await?;
-            let floors = groups.iter().map(|group| group.ack_floor.stream_sequence);
-            let floor = floors.min().unwrap_or(0);
-            let (incarnation, trimmed) = {
+            let incarnation = self.incarnation();
+            let mut floor = None::<u64>;
+            for info in &groups {
+                let mut settled = info.ack_floor.stream_sequence;
+                // When entries are removed the server moves its floor over them; the group's own note
+                // does not move before the group was told.
+                if let Ok(group) = Group::new(&info.name)
+                    && group != self.group
+                    && let Some((_, note)) = notes.progress(&self.topic, &group).await?
+                    && note.incarnation == incarnation
+                {
+                    settled = settled.min(note.floor);
+                }
+                floor = Some(floor.map_or(settled, |floor| floor.min(settled)));
+            }
+            let (own, trimmed) = {
                 let place = lock(&self.place);
-                (place.incarnation, place.trimmed)
+                (place.floor, place.trimmed)
             };
-            if floor > trimmed {
+            let floor = floor.unwrap_or(0).min(own);
+            // A purge makes a server (2.9 to 2.15) forget which entries wait to be sent again at once;
+            // they then come when their leases end. Where a pull waits, none of them does.
+            let waits = |info: &Info| info.num_ack_pending > 0 && info.num_waiting == 0;
+            let safe = !groups.iter().any(waits);
+            if floor > trimmed && !safe && floor - trimmed < OVERDUE {
+                self.trim_later();
+            } else if floor > trimmed {
                 notes.trimming(&self.topic, incarnation, floor).await?;
                 streams.purge("trim", &self.topic, Some(floor + 1)).await?;
                 let mut place = lock(&self.place);

@@ -91,7 +91,7 @@ impl NatsTransport {
         let (appender, task) = Appender::new(link.clone(), sorting.clone()).await?;
         let tasks = TaskTracker::new();
         tasks.spawn(task);
-        tasks.spawn(link.clone().keep());
+        tasks.spawn(link.clone().keep(sorting.clone()));
         let appender = Arc::new(appender);
         let shared = Arc::new(Shared {
             notes: Notes {

@@ -100,6 +100,7 @@ fn describe(name: &str, lag: bool, durability: Durability, config: &RedisConfig)
         ack_durability: durability,
         attempts: Exactness::Exact,
         reclaim_counts_prefetch: true,
+        cut_costs_lease: false,
         lag: if lag {
             Exactness::Exact
         } else {

@@ -107,6 +107,7 @@ impl FilesBroker {
             ack_durability: Durability::Process,
             attempts: Exactness::Exact,
             reclaim_counts_prefetch: true,
+            cut_costs_lease: false,
             lag: Exactness::Exact,
             nack_latency: SLACK,
             delay_slack: SLACK,

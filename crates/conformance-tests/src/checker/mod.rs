@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use mas_transport_core::{Capabilities, Durability, Exactness};
 
-use crate::history::{Ended, Entry, Happened, How};
+use crate::history::{Ended, Entry, Happened, How, Trouble};
 use state::{Holding, State};
 
 /// What can be wrong with a history.
@@ -94,6 +94,8 @@ pub struct Rules {
     pub clock_error: Duration,
     /// [`Capabilities::attempts`].
     pub attempts: Exactness,
+    /// [`Capabilities::cut_costs_lease`].
+    pub cut_costs_lease: bool,
     /// [`Capabilities::any_member`].
     pub any_member: bool,
     /// A receipt survives the death of the broker's process.
@@ -112,6 +114,7 @@ impl Rules {
             reclaim_slack: can.reclaim_slack,
             clock_error: can.clock_error,
             attempts: can.attempts,
+            cut_costs_lease: can.cut_costs_lease,
             any_member: can.any_member,
             receipts_survive: can.durability >= Durability::Process,
             acks_survive: can.ack_durability >= Durability::Process,
@@ -245,7 +248,11 @@ impl<'h> Checker<'h> {
             Happened::Gap { member, .. } => state.gap(*member),
             Happened::Revoked { member, .. } => state.disturb(*member),
             Happened::Waiting { member, on } => state.waits(*member, *on, now),
-            Happened::Fault { what, on } => state.fault(*what, *on, now),
+            Happened::Fault { what, on } => {
+                let costs =
+                    self.rules.cut_costs_lease && matches!(what, Trouble::Cut | Trouble::Plan);
+                state.fault(*what, *on, costs, now);
+            }
             Happened::Injected { topic } => {
                 state.injected.insert(topic);
             }

@@ -267,7 +267,9 @@ impl<'h> State<'h> {
         };
     }
 
-    pub(super) fn fault(&mut self, what: Trouble, on: bool, now: Duration) {
+    /// A fault begins or ends. One that `costs` takes along what was on its way to members, as if they had
+    /// died with it.
+    pub(super) fn fault(&mut self, what: Trouble, on: bool, costs: bool, now: Duration) {
         self.last_fault = Some(now);
         if on {
             self.faults += 1;
@@ -277,7 +279,7 @@ impl<'h> State<'h> {
         if on && matches!(what, Trouble::Kill | Trouble::Forget) {
             self.died = true;
         }
-        if on && matches!(what, Trouble::Kill | Trouble::Freeze) {
+        if on && (costs || matches!(what, Trouble::Kill | Trouble::Freeze)) {
             // Its clock goes on meanwhile: to a broker that was away for longer than a lease, its
             // members are as good as dead, and what it had sent them last may never have arrived.
             for group in &mut self.groups {

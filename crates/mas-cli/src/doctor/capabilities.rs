@@ -37,6 +37,7 @@ pub(super) fn rows(capabilities: &Capabilities) -> Vec<Row> {
         ack_durability,
         attempts,
         reclaim_counts_prefetch,
+        cut_costs_lease,
         lag,
         nack_latency,
         delay_slack,
@@ -100,6 +101,12 @@ pub(super) fn rows(capabilities: &Capabilities) -> Vec<Row> {
         reclaim_counts_prefetch.into(),
         yes(reclaim_counts_prefetch),
         "a message that a dead member had only fetched may count as attempted",
+    );
+    strength(
+        "cut_costs_lease",
+        cut_costs_lease.into(),
+        yes(cut_costs_lease),
+        "what was on its way when a connection broke comes back when its lease ends",
     );
     for (name, value, about) in [
         (
