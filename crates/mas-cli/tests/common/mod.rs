@@ -78,6 +78,41 @@ pub(crate) fn json_lines(output: &Output) -> Vec<serde_json::Value> {
     text(&output.stdout).lines().map(read).collect()
 }
 
+/// Whether there is a server, of which the fixture says this; where one is required, there has to be.
+#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+fn there_is(backend: &str, available: Result<String, conformance_tests::Failure>) -> bool {
+    let Err(reason) = available else {
+        return true;
+    };
+    let variable = format!("REQUIRE_{}", backend.to_uppercase());
+    let required = std::env::var(variable).is_ok_and(|value| value == "1");
+    assert!(!required, "{reason}");
+    println!("SKIPPED backend={backend} reason={reason}");
+    false
+}
+
+#[cfg(all(unix, feature = "nats"))]
+pub(crate) mod nats {
+    use conformance_tests::fixtures::{NatsOptions, NatsServer};
+
+    use super::*;
+
+    /// A server; `None`, when there is no program for it and none is required.
+    pub(crate) fn server() -> Option<NatsServer> {
+        let options = NatsOptions::new();
+        there_is("nats", NatsServer::available()).then(|| NatsServer::start(&options).unwrap())
+    }
+
+    /// The command against this server.
+    pub(crate) fn on(server: &NatsServer, arguments: &[&str]) -> Command {
+        let mut command = mas(arguments);
+        command
+            .env("PROTOCOL_TYPE", "nats")
+            .env("NATS_URL", server.url());
+        command
+    }
+}
+
 #[cfg(all(unix, feature = "redis"))]
 pub(crate) mod redis {
     use conformance_tests::fixtures::RedisServer;
@@ -86,13 +121,7 @@ pub(crate) mod redis {
 
     /// A server with these options; `None`, when there is no program for it and none is required.
     pub(crate) fn server(options: &[(&str, &str)]) -> Option<RedisServer> {
-        if let Err(reason) = RedisServer::available() {
-            let required = std::env::var("REQUIRE_REDIS").is_ok_and(|value| value == "1");
-            assert!(!required, "{reason}");
-            println!("SKIPPED backend=redis reason={reason}");
-            return None;
-        }
-        Some(RedisServer::start(options).unwrap())
+        there_is("redis", RedisServer::available()).then(|| RedisServer::start(options).unwrap())
     }
 
     /// The command against this server.
