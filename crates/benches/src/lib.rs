@@ -9,11 +9,17 @@
 //!
 //! The table and a line of JSON are printed; JSON, Markdown and charts are written into a directory.
 //!
-//! On Redis, each workload alternates with its raw counterpart: redis-rs on one multiplexed
-//! connection, pipelines of 100 `XADD` with the same five fields and payload, and `XREADGROUP
-//! COUNT 500` read as `StreamReadReply` with one `XACK` a reply. A ratio is the median over the
-//! rounds of ours by theirs in the same round, so that a busy machine slows both. The server is the
-//! one that `TEST_REDIS_URL` or `REDIS_ADDR` names, or one started for the run.
+//! On a broker, each workload alternates with its raw counterpart, with the same fields and payload,
+//! in one run. A ratio is the median over the rounds of ours by theirs in the same round, so that a
+//! busy machine slows both.
+//!
+//! - Redis: redis-rs on one multiplexed connection, pipelines of 100 `XADD`, and `XREADGROUP COUNT
+//!   500` read as `StreamReadReply` with one `XACK` a reply.
+//! - NATS: async-nats on one connection, `publish_with_headers` in batches of 100 and in a window of
+//!   1,000, and a stream of pulls of 1,000 with an ack for each that nothing confirms.
+//!
+//! The servers are those that `TEST_REDIS_URL` or `REDIS_ADDR` and `TEST_NATS_URL` or `NATS_URL`
+//! name, or started for the run.
 
 mod chart;
 mod memory;
@@ -72,12 +78,14 @@ struct Args {
 enum Only {
     Memory,
     Redis,
+    Nats,
 }
 
 /// What has a raw client to be measured by.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Broker {
     Redis,
+    Nats,
 }
 
 /// How much is done in one round.
@@ -150,7 +158,7 @@ async fn run(args: &Args) -> Result<Report> {
         memory::run(Size { messages, rounds }, &args.filter, &mut report).await?;
     }
     let messages = if args.quick { 5_000 } else { 100_000 };
-    for (only, broker) in [(Only::Redis, Broker::Redis)] {
+    for (only, broker) in [(Only::Redis, Broker::Redis), (Only::Nats, Broker::Nats)] {
         if wants(only) {
             let target = Target::of(broker).await?;
             compare(target, Size { messages, rounds }, &args.filter, &mut report).await?;

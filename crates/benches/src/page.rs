@@ -31,7 +31,11 @@ pub(crate) fn write(report: &Report, run: Run<'_>, to: &Path) -> Result<()> {
             chart,
         ));
     }
-    for (backend, file) in [("redis", "redis.svg"), ("memory", "memory.svg")] {
+    for (backend, file) in [
+        ("redis", "redis.svg"),
+        ("nats", "nats.svg"),
+        ("memory", "memory.svg"),
+    ] {
         if let Some(chart) = chart::rates(&rows, backend)? {
             charts.push((file, "Messages a second", chart));
         }

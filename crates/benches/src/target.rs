@@ -4,11 +4,12 @@ use std::any::Any;
 use std::env;
 use std::sync::Arc;
 
-use conformance_tests::fixtures::RedisServer;
+use conformance_tests::fixtures::{NatsOptions, NatsServer, RedisServer};
 use mas_transport::Bus;
+use mas_transport::nats::{NatsConfig, NatsTransport};
 use mas_transport::redis::{RedisConfig, RedisTransport};
 
-use crate::raw::{Raw, RawRedis};
+use crate::raw::{Raw, RawNats, RawRedis};
 use crate::{Broker, Result};
 
 /// The least ratios by the raw client.
@@ -37,6 +38,7 @@ impl Target {
     pub(crate) async fn of(broker: Broker) -> Result<Self> {
         match broker {
             Broker::Redis => Self::redis().await,
+            Broker::Nats => Self::nats().await,
         }
     }
 
@@ -58,6 +60,28 @@ impl Target {
                 tasks: 0.6,
                 pipelined: 0.9,
                 consume: 1.0,
+            },
+            _started: started.map(|server| Box::new(server) as Box<dyn Any>),
+        })
+    }
+
+    async fn nats() -> Result<Self> {
+        let (url, started) = match variable("TEST_NATS_URL").or_else(|| variable("NATS_URL")) {
+            Some(url) => (url, None),
+            None => {
+                let server = NatsServer::start(&NatsOptions::new())?;
+                (server.url(), Some(server))
+            }
+        };
+        let transport = NatsTransport::connect(NatsConfig::from_url(&url)?).await?;
+        Ok(Self {
+            name: "nats",
+            bus: Bus::new(Arc::new(transport)),
+            raw: Box::new(RawNats::connect(&url).await?),
+            asked: Asked {
+                tasks: 0.6,
+                pipelined: 0.95,
+                consume: 0.9,
             },
             _started: started.map(|server| Box::new(server) as Box<dyn Any>),
         })

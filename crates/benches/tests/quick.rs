@@ -23,8 +23,9 @@ fn quick(backend: &str) -> Option<String> {
         .output()
         .unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
-    let required = std::env::var("REQUIRE_REDIS").is_ok_and(|value| value == "1");
-    if errors.contains("no redis-server in") && !required {
+    let variable = format!("REQUIRE_{}", backend.to_uppercase());
+    let required = std::env::var(variable).is_ok_and(|value| value == "1");
+    if errors.contains(&format!("no {backend}-server in")) && !required {
         println!("SKIPPED backend={backend} reason={errors}");
         return None;
     }
@@ -46,9 +47,8 @@ fn memory() {
     assert!(written("memory", "memory.svg").contains("<svg"));
 }
 
-#[test]
-fn redis() {
-    let Some(out) = quick("redis") else {
+fn on_a_broker(backend: &str) {
+    let Some(out) = quick(backend) else {
         return;
     };
     for workload in ["64 awaiting", "publish_batch(100)", "window", "confirmed"] {
@@ -56,11 +56,21 @@ fn redis() {
     }
     let last = out.lines().last().unwrap();
     assert!(last.starts_with('{') && last.ends_with('}'), "{out}");
-    assert_eq!(written("redis", "figures.json").trim_end(), last);
-    let page = written("redis", "README.md");
+    assert_eq!(written(backend, "figures.json").trim_end(), last);
+    let page = written(backend, "README.md");
     assert!(page.contains("| server | "), "{page}");
-    for file in ["ratio.svg", "redis.svg"] {
+    for file in ["ratio.svg", &format!("{backend}.svg")] {
         assert!(page.contains(file), "{page}");
-        assert!(written("redis", file).contains("raw client"));
+        assert!(written(backend, file).contains("raw client"));
     }
+}
+
+#[test]
+fn redis() {
+    on_a_broker("redis");
+}
+
+#[test]
+fn nats() {
+    on_a_broker("nats");
 }

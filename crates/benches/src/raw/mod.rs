@@ -1,6 +1,7 @@
 //! The yardsticks: the raw clients as their documentation shows them, with the same fields and
 //! payload.
 
+mod nats;
 mod redis;
 
 use async_trait::async_trait;
@@ -9,6 +10,7 @@ use crate::Result;
 use crate::meter::Sample;
 use crate::ours::Way;
 
+pub(crate) use nats::RawNats;
 pub(crate) use redis::RawRedis;
 
 /// The raw client of a broker.
