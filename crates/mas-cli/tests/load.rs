@@ -123,75 +123,96 @@ fn arguments_are_checked() {
     }
 }
 
-/// The report of a run on a broker, which delivers everything once.
+/// What holds on every broker.
 #[cfg(all(unix, any(feature = "redis", feature = "nats")))]
-fn delivers_everything_once(mut load: Command, backend: &str) {
-    load.args(["--agents", "3", "--rate", "300", "--duration", "1s"]);
-    let output = finish(load.spawn().unwrap());
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let json = json(&output);
-    assert_eq!(json["backend"], backend);
-    for (name, expected) in [
-        ("published", 300),
-        ("delivered", 300),
-        ("lost", 0),
-        ("duplicates", 0),
-        ("unsettled", 0),
-    ] {
-        assert_eq!(json[name], expected, "{name} in {json}");
-    }
-}
+mod brokers {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::Command;
+    use std::time::{Duration, Instant};
 
-/// Kills the server under a run and starts it again, which loses nothing.
-#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
-fn survives_a_kill(mut load: Command, kill: impl FnOnce(), restart: impl FnOnce()) {
-    /// Within which a run goes on once its server is back.
-    const RESUMED: Duration = Duration::from_secs(10);
+    use super::common::{LIMIT, finish, json, text};
 
-    load.args(["--agents", "4", "--rate", "400"])
-        .args(["--duration", "6s", "--lease", "2s"]);
-    let mut child = load.spawn().unwrap();
-    let mut errors = BufReader::new(child.stderr.take().unwrap());
-    let mut lines = String::new();
-    let begun = Instant::now();
-    while sent_for(&lines) < 2 {
-        assert!(begun.elapsed() < LIMIT, "{lines}");
-        assert!(errors.read_line(&mut lines).unwrap() > 0, "{lines}");
+    /// The seconds that the last whole line of progress tells of; a busy machine leaves some out.
+    fn sent_for(lines: &str) -> u64 {
+        let seconds = |line: &str| {
+            line.strip_prefix("sending ")?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        };
+        lines.lines().rev().find_map(seconds).unwrap_or(0)
     }
-    let gone = Instant::now();
-    kill();
-    // Progress goes on without the server; a second of it is what the run has to bridge.
-    let killed = sent_for(&lines);
-    while sent_for(&lines) <= killed {
-        assert!(begun.elapsed() < LIMIT, "{lines}");
-        assert!(errors.read_line(&mut lines).unwrap() > 0, "{lines}");
+
+    /// The report of a run on a broker, which delivers everything once.
+    pub(super) fn delivers_everything_once(mut load: Command, backend: &str) {
+        load.args(["--agents", "3", "--rate", "300", "--duration", "1s"]);
+        let output = finish(load.spawn().unwrap());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let json = json(&output);
+        assert_eq!(json["backend"], backend);
+        for (name, expected) in [
+            ("published", 300),
+            ("delivered", 300),
+            ("lost", 0),
+            ("duplicates", 0),
+            ("unsettled", 0),
+        ] {
+            assert_eq!(json[name], expected, "{name} in {json}");
+        }
     }
-    restart();
-    let away = gone.elapsed();
-    // Nobody else reads it, and it must not fill up.
-    let rest = std::thread::spawn(move || {
-        let _ = std::io::copy(&mut errors, &mut std::io::sink());
-    });
-    let output = finish(child);
-    rest.join().unwrap();
-    let json = json(&output);
-    assert!(output.status.success(), "{json}");
-    assert_eq!(json["published"], 2_400, "{json}");
-    assert_eq!(json["delivered"], 2_400, "{json}");
-    assert_eq!(json["lost"], 0, "{json}");
-    assert_eq!(json["duplicates"], json["duplicates_explained"], "{json}");
-    assert!(json["reconnects"].as_u64().is_some_and(|n| n > 0), "{json}");
-    // The one that was due when the server died waited longest.
-    let longest = json["max_ms"].as_f64().unwrap_or(f64::MAX);
-    let limit = (away + RESUMED).as_secs_f64() * 1000.0;
-    assert!(longest < limit, "{longest} of {limit} ms: {json}");
+
+    /// Kills the server under a run and starts it again, which loses nothing.
+    pub(super) fn survives_a_kill(mut load: Command, kill: impl FnOnce(), restart: impl FnOnce()) {
+        /// Within which a run goes on once its server is back.
+        const RESUMED: Duration = Duration::from_secs(10);
+
+        load.args(["--agents", "4", "--rate", "400"])
+            .args(["--duration", "6s", "--lease", "2s"]);
+        let mut child = load.spawn().unwrap();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut lines = String::new();
+        let begun = Instant::now();
+        while sent_for(&lines) < 2 {
+            assert!(begun.elapsed() < LIMIT, "{lines}");
+            assert!(errors.read_line(&mut lines).unwrap() > 0, "{lines}");
+        }
+        let gone = Instant::now();
+        kill();
+        // Progress goes on without the server; a second of it is what the run has to bridge.
+        let killed = sent_for(&lines);
+        while sent_for(&lines) <= killed {
+            assert!(begun.elapsed() < LIMIT, "{lines}");
+            assert!(errors.read_line(&mut lines).unwrap() > 0, "{lines}");
+        }
+        restart();
+        let away = gone.elapsed();
+        // Nobody else reads it, and it must not fill up.
+        let rest = std::thread::spawn(move || {
+            let _ = std::io::copy(&mut errors, &mut std::io::sink());
+        });
+        let output = finish(child);
+        rest.join().unwrap();
+        let json = json(&output);
+        assert!(output.status.success(), "{json}");
+        assert_eq!(json["published"], 2_400, "{json}");
+        assert_eq!(json["delivered"], 2_400, "{json}");
+        assert_eq!(json["lost"], 0, "{json}");
+        assert_eq!(json["duplicates"], json["duplicates_explained"], "{json}");
+        assert!(json["reconnects"].as_u64().is_some_and(|n| n > 0), "{json}");
+        // The one that was due when the server died waited longest.
+        let longest = json["max_ms"].as_f64().unwrap_or(f64::MAX);
+        let limit = (away + RESUMED).as_secs_f64() * 1000.0;
+        assert!(longest < limit, "{longest} of {limit} ms: {json}");
+    }
 }
 
 #[cfg(all(unix, feature = "redis"))]
 mod redis {
     use conformance_tests::fixtures::RedisServer;
 
-    use super::*;
+    use super::brokers::{delivers_everything_once, survives_a_kill};
+    use super::common;
 
     /// Flushed on every write, so that a receipt survives the kill.
     fn server() -> Option<RedisServer> {
@@ -218,9 +239,8 @@ mod redis {
 
 #[cfg(all(unix, feature = "nats"))]
 mod nats {
-    use common::nats::{on, server};
-
-    use super::*;
+    use super::brokers::{delivers_everything_once, survives_a_kill};
+    use super::common::nats::{on, server};
 
     #[test]
     fn a_run_on_nats_delivers_everything_once() {
