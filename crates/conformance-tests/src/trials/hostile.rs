@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use mas_transport_core::codec::fields::QUARANTINE_KIND;
 use mas_transport_core::codec::raw;
-use mas_transport_core::{ConsumerEvent, Message, ReasonCode, Record, Topic};
+use mas_transport_core::{ConsumerEvent, Message, ReasonCode, Record, Subscription, Topic};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 
@@ -177,15 +177,20 @@ async fn in_quarantine(
     Ok(())
 }
 
+/// With a lease that does not end, unless what cannot be read breaks the connection and takes what is on
+/// its way along until the lease ends.
+fn undisturbed(ctx: &Ctx, topic: &Topic) -> Subscription {
+    match ctx.capabilities().cut_costs_lease {
+        true => ctx.subscription(topic, "billing").max_attempts(100),
+        false => long_leased(ctx, topic, "billing"),
+    }
+}
+
 /// A good message before, between and after: all of them are delivered, and nothing else is.
 async fn garbage_of_every_kind_is_quarantined(ctx: Ctx) -> Verdict {
     let topic = ctx.topic("orders")?;
     let agent = ctx.agent().await?;
-    let subscription = match ctx.capabilities().cut_costs_lease {
-        // Some of it makes the client break its connection, and what was on its way comes back with the lease.
-        true => ctx.subscription(&topic, "billing").max_attempts(100),
-        false => long_leased(&ctx, &topic, "billing"),
-    };
+    let subscription = undisturbed(&ctx, &topic);
     let member = agent.join(&subscription).await?;
     let mut wanted = Vec::new();
     for (what, fields) in garbage(&ctx, &topic) {
@@ -219,7 +224,7 @@ async fn garbage_of_every_kind_is_quarantined(ctx: Ctx) -> Verdict {
 async fn a_megabyte_of_random_bytes(ctx: Ctx) -> Verdict {
     let topic = ctx.topic("orders")?;
     let agent = ctx.agent().await?;
-    let member = agent.join(&long_leased(&ctx, &topic, "billing")).await?;
+    let member = agent.join(&undisturbed(&ctx, &topic)).await?;
     let payload = random_bytes(&ctx, (1 << 20) - 4096);
     let long = random_bytes(&ctx, ctx.broker().largest_field());
     let wanted = vec![

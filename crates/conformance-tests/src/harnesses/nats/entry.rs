@@ -29,22 +29,18 @@ impl Entry {
     pub(super) fn new(fields: Fields) -> Self {
         let event = fields.iter().any(|(name, _)| name == "ce_specversion");
         let mut payload = None;
-        let mut headers = Vec::new();
+        let (mut headers, mut written) = (Vec::new(), None);
         for (name, value) in fields {
             if name == DATA && payload.is_none() {
                 payload = Some(value);
             } else if name == BLOCK && value.starts_with(b"NATS/") {
-                return Self {
-                    headers,
-                    block: value.to_vec(),
-                    payload: payload.unwrap_or_default(),
-                };
+                written = Some(value.to_vec());
             } else {
                 headers.push(header(event, name, value));
             }
         }
         Self {
-            block: block(&headers),
+            block: written.unwrap_or_else(|| block(&headers)),
             headers,
             payload: payload.unwrap_or_default(),
         }
