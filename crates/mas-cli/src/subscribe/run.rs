@@ -180,6 +180,10 @@ impl Run {
             self.render(delivery, &mut text)?;
             ends.push(text.len());
         }
+        // An ack makes room for one more, which nobody would be handed.
+        if self.most == Some(self.printed + batch.len() as u64) {
+            self.consumer.pause();
+        }
         let written = self.writer.write(text).await;
         for (delivery, end) in batch.into_iter().zip(ends) {
             if end > written.bytes {
