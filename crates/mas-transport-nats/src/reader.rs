@@ -334,7 +334,9 @@ impl Reader<'_> {
             let ending = async {
                 while self.pull.is_some() && self.link.is_up() {
                     match messages.next().await {
-                        Some(chunk) => drop(self.take(chunk).await),
+                        Some(chunk) => {
+                            self.take(chunk).await;
+                        }
                         None => return,
                     }
                 }

@@ -132,7 +132,7 @@ impl Harness for NatsHarness {
             Some(proxy) => url.replacen(&address, &proxy.address(), 1),
             None => url.clone(),
         };
-        OnNats::new(&setup.namespace, url, &through, proxy, server)
+        OnNats::shared(&setup.namespace, url, &through, proxy, server)
     }
 
     async fn attach(
@@ -140,7 +140,7 @@ impl Harness for NatsHarness {
         address: &str,
         namespace: Namespace,
     ) -> std::result::Result<Arc<dyn Broker>, Failure> {
-        OnNats::new(&namespace, address.to_owned(), address, None, None)
+        OnNats::shared(&namespace, address.to_owned(), address, None, None)
     }
 
     fn finish(&self) {
@@ -188,7 +188,7 @@ impl Backdoor {
 }
 
 impl OnNats {
-    fn new(
+    fn shared(
         namespace: &Namespace,
         url: String,
         through: &str,

@@ -18,14 +18,13 @@ impl Wire {
         if !info.starts_with("INFO ") {
             return Err(format!("no NATS server: {info:?}").into());
         }
-        let mut options = serde_json::json!({
+        // Null is nobody.
+        let password = server.username().and(server.password());
+        let options = serde_json::json!({
             "verbose": false, "pedantic": false, "headers": true, "no_responders": true,
             "lang": "rust", "version": "0", "name": "foreign",
+            "user": server.username(), "pass": password,
         });
-        if let Some(user) = server.username() {
-            options["user"] = user.into();
-            options["pass"] = server.password().unwrap_or_default().into();
-        }
         wire.write(&[b"CONNECT ", options.to_string().as_bytes(), b"\r\n"])
             .await?;
         Ok(wire)
@@ -79,7 +78,12 @@ impl Wire {
 fn stored(answer: &str) -> Verdict {
     let parsed: Result<serde_json::Value, _> = serde_json::from_str(answer);
     match parsed {
-        Ok(answer) if answer["error"].is_null() && answer["seq"].is_u64() => Ok(()),
+        Ok(answer)
+            if answer.get("error").is_none()
+                && answer.get("seq").is_some_and(serde_json::Value::is_u64) =>
+        {
+            Ok(())
+        }
         _ => Err(format!("the stream answered {answer:?}").into()),
     }
 }
