@@ -1,6 +1,5 @@
 //! How the server is, in words for whoever runs it.
 
-use async_nats::jetstream::account::Account;
 use mas_transport_core::{Health, Result};
 use tokio::time::Instant;
 
@@ -17,8 +16,11 @@ const NEARLY_FULL: f64 = 0.8;
 /// What keeps it from answering.
 pub(crate) async fn ask(link: &Link) -> Result<Health> {
     let asked = Instant::now();
-    let account: Account = link.must("health", "INFO".to_owned(), &()).await?;
+    let account: serde_json::Value = link.must("health", "INFO".to_owned(), &()).await?;
     let latency = asked.elapsed();
+    // By name: what there is beside them differs between versions.
+    let figure = |path: &str| account.pointer(path).and_then(serde_json::Value::as_f64);
+    let used = |path: &str| figure(path).unwrap_or(0.0);
     let config = &link.config;
     let mut health = Health::new(info::name(link), latency)
         .fact(
@@ -29,26 +31,25 @@ pub(crate) async fn ask(link: &Link) -> Result<Health> {
             },
         )
         .fact("replicas", config.replicas.to_string())
-        .fact("streams", account.streams.to_string())
-        .fact("consumers", account.consumers.to_string())
-        .fact("stored-bytes", account.storage.to_string());
+        .fact("streams", used("/streams").to_string())
+        .fact("consumers", used("/consumers").to_string())
+        .fact("stored-bytes", used("/storage").to_string());
     if config.storage == Storage::Memory && config.replicas == 1 {
         health = health.warn(
             "topics are kept in the memory of one server: its restart loses every message",
             "keep them in files, or on several servers (NATS_REPLICAS=3)",
         );
     }
-    let limits = &account.limits;
     for (what, used, limit) in [
         (
             "storage",
-            account.storage as f64,
-            limits.max_storage.unwrap_or(-1) as f64,
+            used("/storage"),
+            figure("/limits/max_storage").unwrap_or(-1.0),
         ),
         (
             "memory",
-            account.memory as f64,
-            limits.max_memory.unwrap_or(-1) as f64,
+            used("/memory"),
+            figure("/limits/max_memory").unwrap_or(-1.0),
         ),
     ] {
         if limit > 0.0 && used / limit >= NEARLY_FULL {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::account::Account;
 use mas_transport_core::{
     Capabilities, Durability, Error, Exactness, Result, TransportInfo, Tuning,
 };
@@ -29,7 +28,7 @@ pub(crate) async fn probe(link: &Link) -> Result<TransportInfo> {
         );
     }
     // It answers when JetStream is there for this account.
-    let asked = link.must::<_, Account>("connect", "INFO".to_owned(), &());
+    let asked = link.must::<_, serde_json::Value>("connect", "INFO".to_owned(), &());
     asked.await.map_err(|e| e.with("server", &name))?;
     Ok(describe(&name, &link.config, server.max_payload))
 }
