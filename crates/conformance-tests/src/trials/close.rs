@@ -22,6 +22,7 @@ pub(super) const TRIALS: &[TrialDef] = &[
     trial!(E1, a_receiver_that_waits_is_told),
     trial!(E1, a_handler_may_close_its_own_consumer),
     trial!(E1, nothing_is_handed_out_while_closing),
+    trial!(E1, nothing_is_fetched_between_a_pause_and_a_close),
     trial!(E1, queued_settlements_go_out),
     trial!(E1, a_closing_member_under_traffic_loses_nothing),
     trial!(E1, a_closed_publisher_has_sent_everything),
@@ -245,6 +246,30 @@ async fn a_handler_may_close_its_own_consumer(ctx: Ctx) -> Verdict {
         return Err("the other message was not given back at once".into());
     };
     held.ack().await?;
+    Ok(())
+}
+
+/// The last ack makes room for one more while the close begins: nobody would be handed it.
+async fn nothing_is_fetched_between_a_pause_and_a_close(ctx: Ctx) -> Verdict {
+    let topic = ctx.topic("orders")?;
+    let group = ctx.group("billing")?;
+    let agent = ctx.agent().await?;
+    for round in 0..12 {
+        agent.publish_all(ctx.messages(&topic, 2)).await?;
+        let member = agent
+            .join(&long_leased(&ctx, &topic, "billing").prefetch(1))
+            .await?;
+        let held = member.next().await?;
+        member.consumer().pause();
+        let (acked, closed) = tokio::join!(held.ack(), member.close());
+        acked?;
+        closed?;
+        let lag = agent.admin().lag(&topic, &group).await?;
+        ensure!(
+            lag.pending == 0,
+            "round {round}: one more was fetched: {lag:?}"
+        );
+    }
     Ok(())
 }
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use mas_transport_core::clock::now_utc;
-use mas_transport_core::{MAX_HISTORY, MAX_REASON, Message, ReasonCode, Record, unix_ms};
+use mas_transport_core::{
+    ErrorKind, MAX_HISTORY, MAX_REASON, Message, ReasonCode, Record, Stored, unix_ms,
+};
 
 use super::support::{
     dead_letters, ensure, letters_of, loaded, long_leased, read_all, same, size_limit, sized,
@@ -19,6 +21,7 @@ pub(super) const TRIALS: &[TrialDef] = &[
     trial!(A4, a_record_keeps_the_newest_failures),
     trial!(A4, a_long_reason_is_cut_at_a_character),
     trial!(A4, the_largest_message_fits_with_its_record),
+    trial!(A4, large_headers_fit_with_the_record_or_are_refused),
     trial!(A4, letters_are_consumed_like_any_message),
     trial!(A4, letters_of_topics_and_groups_are_apart),
 ];
@@ -209,6 +212,40 @@ async fn the_largest_message_fits_with_its_record(ctx: Ctx) -> Verdict {
         record.attempts == attempts && record.reason.text.len() == MAX_REASON,
         "its record: {record:?}"
     );
+    member.nothing().await
+}
+
+/// Brokers bound headers apart from the rest: what was taken in can be buried.
+async fn large_headers_fit_with_the_record_or_are_refused(ctx: Ctx) -> Verdict {
+    let topic = ctx.topic("orders")?;
+    let agent = ctx.agent().await?;
+    let member = agent.join(&long_leased(&ctx, &topic, "billing")).await?;
+    let mut taken = Vec::new();
+    // Some have to be encoded, and are three times as large then.
+    for (what, parts) in [("x", 4), ("é", 4), ("x", 7), ("é", 7)] {
+        let mut message = ctx.message(&topic);
+        for part in 0..parts {
+            let value = what.repeat((2 << 10) / what.len());
+            message = message.header(format!("part-{part}"), value);
+        }
+        match agent.publish(message.clone()).await {
+            Ok(_) => {
+                let reason = "\u{1}".repeat(MAX_REASON);
+                member.next().await?.reject(reason).await?;
+                taken.push(message);
+            }
+            Err(e) if e.kind() == ErrorKind::TooLarge && e.stored() == Stored::No => {}
+            Err(e) => return Err(format!("{parts} headers of {what:?}: {e}").into()),
+        }
+    }
+    ensure!(!taken.is_empty(), "8 KiB of headers are too many");
+    let letters = dead_letters(&ctx, &agent, &topic, "billing", taken.len()).await?;
+    for message in &taken {
+        let letter = letters.iter().find(|l| l.id() == message.id());
+        let letter = letter.ok_or_else(|| format!("no letter of {}", message.id()))?;
+        same(message, letter)?;
+        record_of(letter)?;
+    }
     member.nothing().await
 }
 

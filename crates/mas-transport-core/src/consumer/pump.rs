@@ -38,7 +38,8 @@ impl Pump {
             self.watch_leases(now);
             let (want, due, paused) = {
                 let state = self.shared.lock();
-                let paused = matches!(state.phase, Phase::Paused);
+                // Or closing, since the last look: nothing more is wanted then either.
+                let paused = !matches!(state.phase, Phase::Running);
                 (state.window.want(), state.window.next_due(), paused)
             };
             if paused && !mutated!(self.shared.info, PauseKeeps) {
