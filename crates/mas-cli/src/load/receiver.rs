@@ -68,7 +68,7 @@ impl Receiver {
             Some((stamp, Arrival::Duplicate)) => {
                 let sender = stamp.sender as usize;
                 let attempt = delivery.attempt();
-                self.tally.duplicate(sender, self.agent, stamp.seq, attempt);
+                self.tally.duplicate(sender, self.agent, &stamp, attempt);
             }
             Some((_, Arrival::Foreign)) | None => {
                 self.tally.corrupted.fetch_add(1, Relaxed);
@@ -78,13 +78,21 @@ impl Receiver {
     }
 }
 
-/// Counts what happens to a consumer until it is closed.
-pub(crate) async fn count_events(consumer: Arc<Consumer>, tally: Arc<Tally>) {
+/// Counts what happens to the consumer of an agent until it is closed.
+pub(crate) async fn count_events(
+    agent: usize,
+    consumer: Arc<Consumer>,
+    start: Instant,
+    tally: Arc<Tally>,
+) {
     while let Some(event) = consumer.next_event().await {
         let counter = match event {
             ConsumerEvent::Gap(_) => &tally.gaps,
             ConsumerEvent::SettlementFailed { .. } => &tally.ack_errors,
-            ConsumerEvent::Reconnected => &tally.reconnects,
+            ConsumerEvent::Reconnected => {
+                tally.reconnected(agent, Instant::now().saturating_duration_since(start));
+                continue;
+            }
             ConsumerEvent::DeadLettered(_) => &tally.dead_lettered,
             ConsumerEvent::Quarantined(_) => &tally.corrupted,
             _ => continue,

@@ -27,11 +27,13 @@ pub(crate) struct Report {
     pub(crate) lost: u64,
     /// Further deliveries of messages that had arrived.
     pub(crate) duplicates: u64,
-    /// Of these, how many are explained: sent again after an unknown outcome, or delivered again
-    /// with a higher attempt.
+    /// Of these, how many are explained: sent again after an unknown outcome, delivered again with a
+    /// higher attempt, or by a broker that may have forgotten the ack when it died.
     pub(crate) duplicates_explained: u64,
     pub(crate) duplicates_resent: u64,
     pub(crate) duplicates_redelivered: u64,
+    /// Came again after a reconnect to a broker that writes acks behind (`ack_durability`).
+    pub(crate) duplicates_forgotten: u64,
     /// Deliveries of an attempt later than the first, duplicates or not.
     pub(crate) redelivered: u64,
     /// Deliveries with a wrong byte.
@@ -172,9 +174,10 @@ impl fmt::Display for Report {
             match self.duplicates {
                 0 => String::new(),
                 all => format!(
-                    "{} sent again after an unknown outcome, {} redelivered, {} unexplained",
+                    "{} sent again after an unknown outcome, {} redelivered, {} whose acks a broker forgot, {} unexplained",
                     grouped(self.duplicates_resent),
                     grouped(self.duplicates_redelivered),
+                    grouped(self.duplicates_forgotten),
                     grouped(all - self.duplicates_explained)
                 ),
             },
@@ -242,6 +245,7 @@ mod tests {
             duplicates_explained: 0,
             duplicates_resent: 0,
             duplicates_redelivered: 0,
+            duplicates_forgotten: 0,
             redelivered: 0,
             corrupted: 0,
             unconfirmed: 0,
@@ -275,10 +279,11 @@ mod tests {
         Report {
             lost: 2,
             delivered: 99_998,
-            duplicates: 7,
-            duplicates_explained: 6,
+            duplicates: 10,
+            duplicates_explained: 9,
             duplicates_resent: 4,
             duplicates_redelivered: 2,
+            duplicates_forgotten: 3,
             redelivered: 3,
             unconfirmed: 1,
             publish_errors: 1_200,
@@ -316,7 +321,7 @@ memory 0.1.0, 10 agents, 256 B payload, 10,000/s asked for, interrupted
   published               100,000   1,200 failed and were tried again, 40 of them with an unknown outcome
   delivered                99,998   9,999/s
   lost                          2
-  duplicates                    7   4 sent again after an unknown outcome, 2 redelivered, 1 unexplained
+  duplicates                   10   4 sent again after an unknown outcome, 2 redelivered, 3 whose acks a broker forgot, 1 unexplained
   redelivered                   3
   unconfirmed                   1
   reconnects                   10
@@ -336,7 +341,7 @@ memory 0.1.0, 10 agents, 256 B payload, 10,000/s asked for, interrupted
                 r#"{"backend":"memory","server":"memory 0.1.0","agents":10,"payload":256,"#,
                 r#""target_rate":10000,"published":100000,"delivered":100000,"lost":0,"#,
                 r#""duplicates":0,"duplicates_explained":0,"duplicates_resent":0,"#,
-                r#""duplicates_redelivered":0,"redelivered":0,"corrupted":0,"unconfirmed":0,"#,
+                r#""duplicates_redelivered":0,"duplicates_forgotten":0,"redelivered":0,"corrupted":0,"unconfirmed":0,"#,
                 r#""publish_errors":0,"publish_unknown":0,"ack_errors":0,"reconnects":0,"gaps":0,"#,
                 r#""dead_lettered":0,"unsettled":0,"rate":9999.123,"p50_ms":0.612,"p95_ms":1.2,"#,
                 r#""p99_ms":1.5,"max_ms":1234.5,"cpu_percent":41.2,"cpu_seconds":4.123,"#,

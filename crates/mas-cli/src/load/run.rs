@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use mas_transport::{Bus, Consumer, Group, Result, Subscription, Topic};
+use mas_transport::{Bus, Consumer, Durability, Group, Result, Subscription, Topic};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -111,7 +111,7 @@ impl Run {
         let mut senders = JoinSet::new();
         for n in 0..self.agents.len() {
             let consumer = self.agents[n].consumer.clone();
-            counters.spawn(count_events(consumer, self.tally.clone()));
+            counters.spawn(count_events(n, consumer, start, self.tally.clone()));
             receivers.spawn(self.receiver(n, args, start).run());
             senders.spawn(self.sender(n, args, start, stop, &give_up).run());
         }
@@ -233,6 +233,8 @@ impl Run {
         let duplicates = &tally.duplicates;
         let resent = duplicates.resent.load(Relaxed);
         let redelivered = duplicates.redelivered.load(Relaxed);
+        let forgets = info.capabilities.ack_durability < Durability::Process;
+        let (forgotten, unexplained) = tally.forgotten(forgets);
         let cpu = used.map(|(before, after)| after.cpu.saturating_sub(before.cpu).as_secs_f64());
         let span = tally.last_arrival().as_secs_f64();
         Report {
@@ -244,10 +246,11 @@ impl Run {
             published: tally.published.load(Relaxed),
             delivered,
             lost: 0,
-            duplicates: resent + redelivered + duplicates.unexplained.load(Relaxed),
-            duplicates_explained: resent + redelivered,
+            duplicates: resent + redelivered + forgotten + unexplained,
+            duplicates_explained: resent + redelivered + forgotten,
             duplicates_resent: resent,
             duplicates_redelivered: redelivered,
+            duplicates_forgotten: forgotten,
             redelivered: tally.redelivered.load(Relaxed),
             corrupted: tally.corrupted.load(Relaxed),
             unconfirmed: 0,

@@ -1,11 +1,13 @@
 //! What has happened so far, counted by all agents together.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+
+use super::stamp::Stamp;
 
 /// The counters of a run. Senders and receivers add to them, progress and report read them.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub(crate) struct Tally {
     /// Messages that were sent again after an unknown outcome: sender, recipient, number. One
     /// entry for each, so it grows with the outages of the broker, not with the run.
     resent: Mutex<HashSet<(usize, usize, u64)>>,
+    /// When an agent's consumer last had its connection back, from the start of the run.
+    reconnected: Mutex<HashMap<usize, Duration>>,
 }
 
 /// Duplicates, by what explains them.
@@ -48,8 +52,10 @@ pub(crate) struct Duplicates {
     pub(crate) resent: AtomicU64,
     /// The broker delivered it again and said so: an attempt later than the first.
     pub(crate) redelivered: AtomicU64,
-    /// Neither.
-    pub(crate) unexplained: AtomicU64,
+    /// Neither, so far: who got it again, and when it was sent first, from the start of the run.
+    others: Mutex<Vec<(usize, Duration)>>,
+    /// Neither, and too many to be remembered.
+    beyond: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -67,6 +73,8 @@ pub(crate) struct Percentiles {
     pub(crate) max: f64,
 }
 
+/// Duplicates that are remembered until the end, which tells what explains them.
+const MOST_OTHERS: usize = 1 << 20;
 /// What a histogram bucket may be off by: three significant digits. It grows with the largest
 /// value, to some 200 KB for an hour.
 const DIGITS: u8 = 3;
@@ -92,6 +100,7 @@ impl Tally {
                 last_arrival: Duration::ZERO,
             }),
             resent: Mutex::default(),
+            reconnected: Mutex::default(),
         })
     }
 
@@ -127,16 +136,40 @@ impl Tally {
         lock(&self.resent).insert((sender, recipient, seq));
     }
 
-    /// Counts a duplicate under what explains it.
-    pub(crate) fn duplicate(&self, sender: usize, recipient: usize, seq: u64, attempt: u32) {
-        let counter = if attempt > 1 {
-            &self.duplicates.redelivered
-        } else if lock(&self.resent).contains(&(sender, recipient, seq)) {
-            &self.duplicates.resent
+    /// Notes that an agent's consumer has its connection back, `now` after the start of the run.
+    pub(crate) fn reconnected(&self, agent: usize, now: Duration) {
+        self.reconnects.fetch_add(1, Relaxed);
+        lock(&self.reconnected).insert(agent, now);
+    }
+
+    /// Counts a duplicate of what was sent `at`, after the start of the run, under what explains it.
+    pub(crate) fn duplicate(&self, sender: usize, recipient: usize, stamp: &Stamp, attempt: u32) {
+        if attempt > 1 {
+            self.duplicates.redelivered.fetch_add(1, Relaxed);
+        } else if lock(&self.resent).contains(&(sender, recipient, stamp.seq)) {
+            self.duplicates.resent.fetch_add(1, Relaxed);
         } else {
-            &self.duplicates.unexplained
-        };
-        counter.fetch_add(1, Relaxed);
+            let mut others = lock(&self.duplicates.others);
+            if others.len() < MOST_OTHERS {
+                others.push((recipient, stamp.at));
+            } else {
+                self.duplicates.beyond.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    /// Duplicates that came as first attempts of what was not sent again: how many came from a broker
+    /// that may have forgotten their acks, and how many are unexplained. It may have where it is one that
+    /// forgets, and the connection was lost and made again after the message had been sent.
+    pub(crate) fn forgotten(&self, forgets: bool) -> (u64, u64) {
+        let reconnected = lock(&self.reconnected);
+        let others = lock(&self.duplicates.others);
+        let explained = others
+            .iter()
+            .filter(|(agent, at)| forgets && reconnected.get(agent).is_some_and(|then| at < then))
+            .count() as u64;
+        let all = others.len() as u64 + self.duplicates.beyond.load(Relaxed);
+        (explained, all - explained)
     }
 }
 
@@ -165,12 +198,25 @@ mod tests {
     #[test]
     fn a_duplicate_is_explained_by_what_caused_it() {
         let tally = Tally::new().unwrap();
+        let stamp = |seq, at| Stamp {
+            sender: 1,
+            seq,
+            at: Duration::from_secs(at),
+        };
         tally.resending(1, 2, 3);
-        tally.duplicate(1, 2, 3, 1);
-        tally.duplicate(1, 2, 3, 2);
-        tally.duplicate(2, 1, 3, 1);
+        tally.duplicate(1, 2, &stamp(3, 1), 1);
+        tally.duplicate(1, 2, &stamp(3, 1), 2);
+        tally.duplicate(1, 2, &stamp(4, 1), 1);
+        tally.duplicate(1, 2, &stamp(5, 9), 1);
+        tally.duplicate(1, 3, &stamp(4, 1), 1);
         let counts = &tally.duplicates;
-        let told = [&counts.resent, &counts.redelivered, &counts.unexplained];
-        assert_eq!(told.map(|c| c.load(Relaxed)), [1, 1, 1]);
+        assert_eq!(
+            [&counts.resent, &counts.redelivered].map(|c| c.load(Relaxed)),
+            [1, 1]
+        );
+        assert_eq!(tally.forgotten(true), (0, 3));
+        tally.reconnected(2, Duration::from_secs(5));
+        assert_eq!(tally.forgotten(true), (1, 2));
+        assert_eq!(tally.forgotten(false), (0, 3));
     }
 }

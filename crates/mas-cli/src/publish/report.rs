@@ -144,7 +144,7 @@ impl Report {
         }
         if let Some(resume) = self.resume {
             tell!(
-                "mas pub: stopped, since the broker failed; {} {resume} is the first that has no \
+                "mas pub: stopped, since the broker takes no more; {} {resume} is the first that has no \
                  receipt",
                 self.noun
             );
