@@ -380,8 +380,7 @@ impl Ctx {
         self.0.history.push(Happened::Injected {
             topic: topic.to_string(),
         });
-        if self.capabilities().cut_costs_lease {
-            // It may be what the client cannot read, and breaks its connection over.
+        if self.0.broker.breaks_clients(&fields) {
             self.fault(Trouble::Cut, true);
             self.fault(Trouble::Cut, false);
         }

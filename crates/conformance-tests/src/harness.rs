@@ -54,6 +54,13 @@ pub trait Harness: Debug + Send + Sync + 'static {
         Err("the harness declares Child and does not implement attach".into())
     }
 
+    /// Why a panic is no fault of the backend: it happened in a task of the client library, which the
+    /// backend can neither prevent nor catch, and from which it has to recover as the trial asks. `None`
+    /// for every other panic, each of which fails its trial.
+    fn known_panic(&self, _panic: &str) -> Option<&'static str> {
+        None
+    }
+
     /// The run is over: servers that the harness started may go.
     fn finish(&self) {}
 }
@@ -106,6 +113,12 @@ pub trait Broker: Debug + Send + Sync + 'static {
     /// and what is wrong with each.
     fn garbage(&self) -> Vec<(&'static str, Vec<(Bytes, Bytes)>)> {
         Vec::new()
+    }
+
+    /// [`Ability::Inject`]: whether an entry is one that clients cannot read and break their connections
+    /// over.
+    fn breaks_clients(&self, _fields: &[(Bytes, Bytes)]) -> bool {
+        false
     }
 
     /// [`Ability::Inject`]: how long a name or a value may be that is not `data`.

@@ -27,6 +27,9 @@ const SIDE_BY_SIDE: usize = 8;
 /// How much of the history a failure shows, unless `MAS_TAIL` says otherwise.
 const TAIL: usize = 40;
 
+/// How many panics of one trial are remembered.
+const MOST_PANICS: usize = 100;
+
 /// How to run a trial.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
@@ -104,10 +107,16 @@ pub fn run(harness: &Arc<dyn Harness>, def: &TrialDef, how: Run) -> Result<(), S
         }),
         Err(e) => Err(e.into()),
     };
-    if let Some(panic) = lock(&PANICS).remove(&thread)
-        && verdict.is_ok()
-    {
-        verdict = Err(format!("a task panicked: {panic}").into());
+    for panic in lock(&PANICS).remove(&thread).unwrap_or_default() {
+        if let Some(reason) = harness.known_panic(&panic) {
+            println!(
+                "KNOWN FAULT trial={}::{} reason={reason}",
+                harness.name(),
+                def.id()
+            );
+        } else if verdict.is_ok() {
+            verdict = Err(format!("a task panicked: {panic}").into());
+        }
     }
     verdict.map_err(|why| {
         let tail = std::env::var("MAS_TAIL").ok();
@@ -209,7 +218,7 @@ fn fresh_namespace() -> Result<Namespace, Failure> {
     Ok(Namespace::new(format!("t{:010x}-{number:x}", *PROCESS))?)
 }
 
-static PANICS: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+static PANICS: Mutex<BTreeMap<String, Vec<String>>> = Mutex::new(BTreeMap::new());
 
 /// Panics in spawned tasks are seen by nobody else: their threads carry the trial's name.
 fn listen_for_panics() {
@@ -218,7 +227,12 @@ fn listen_for_panics() {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             if let Some(name) = thread::current().name() {
-                lock(&PANICS).insert(name.to_owned(), panic.to_string());
+                let mut panics = lock(&PANICS);
+                let panics = panics.entry(name.to_owned()).or_default();
+                // A task that panics again and again is told once or twice.
+                if panics.len() < MOST_PANICS {
+                    panics.push(panic.to_string());
+                }
             }
             usual(panic);
         }));

@@ -19,8 +19,8 @@ fn rules() -> Rules {
         attempts: Exactness::Exact,
         cut_costs_lease: false,
         any_member: true,
-        receipts_survive: true,
-        acks_survive: true,
+        receipts_survive: Some(Duration::ZERO),
+        acks_survive: Some(Duration::ZERO),
     }
 }
 
@@ -242,6 +242,32 @@ fn a_delivery_after_a_confirmed_ack_is_resurrected() {
     tape.wait(2 * LEASE);
     tape.deliver(1, "a", 2, Some("k"));
     assert_eq!(tape.flaws(), [Flaw::Resurrected]);
+}
+
+/// A broker that writes behind may forget what it confirmed just before it died, and nothing else.
+#[test]
+fn a_broker_that_writes_behind_forgets_only_the_last_acks() {
+    let kept_after = |after: Option<u64>| Rules {
+        acks_survive: after.map(Duration::from_secs),
+        ..rules()
+    };
+    for (age, rules, forgiven) in [
+        (1, kept_after(Some(3)), true),
+        (4, kept_after(Some(3)), false),
+        (4, kept_after(None), true),
+        (1, kept_after(Some(0)), false),
+    ] {
+        let mut tape = clean();
+        tape.wait(Duration::from_secs(age));
+        for on in [true, false] {
+            let what = Trouble::Kill;
+            tape.add(Happened::Fault { what, on });
+        }
+        tape.deliver(2, "e", 1, Some("k"));
+        let findings = check(&tape.entries, &rules);
+        let resurrected = findings.iter().any(|f| f.flaw == Flaw::Resurrected);
+        assert_eq!(resurrected, !forgiven, "{age} s, {:?}", rules.acks_survive);
+    }
 }
 
 #[test]

@@ -165,7 +165,7 @@ impl<'h> Checker<'h> {
                 at,
                 ..
             } => {
-                if !self.state.killed || self.rules.acks_survive {
+                if !self.state.may_forget(at, self.rules.acks_survive) {
                     let why = format!("{}: {how:?} was confirmed at {at:?}", d.id);
                     self.find(Flaw::Resurrected, why);
                 }

@@ -1,6 +1,7 @@
 //! Judging what has not come.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::state::{Group, Holding, Published};
 use super::{Checker, Flaw};
@@ -38,7 +39,7 @@ impl Checker<'_> {
             m.topic == group.topic
                 && m.accepted > 0
                 && (m.entry >= group.since || group.kept.contains(id))
-                && (!m.forgotten || self.rules.receipts_survive)
+                && (!m.forgotten || self.rules.receipts_survive == Some(Duration::ZERO))
         };
         let due: Vec<_> = self
             .state

@@ -98,10 +98,10 @@ pub struct Rules {
     pub cut_costs_lease: bool,
     /// [`Capabilities::any_member`].
     pub any_member: bool,
-    /// A receipt survives the death of the broker's process.
-    pub receipts_survive: bool,
-    /// A confirmed ack survives the death of the broker's process.
-    pub acks_survive: bool,
+    /// After how long a message with a receipt survives the death of the broker's process, if ever.
+    pub receipts_survive: Option<Duration>,
+    /// After how long a confirmed ack does, if ever.
+    pub acks_survive: Option<Duration>,
 }
 
 impl Rules {
@@ -116,9 +116,19 @@ impl Rules {
             attempts: can.attempts,
             cut_costs_lease: can.cut_costs_lease,
             any_member: can.any_member,
-            receipts_survive: can.durability >= Durability::Process,
-            acks_survive: can.ack_durability >= Durability::Process,
+            receipts_survive: survives_after(can.durability),
+            acks_survive: survives_after(can.ack_durability),
         }
+    }
+}
+
+/// After how long what was confirmed survives the death of a broker's process, if ever.
+/// [`Durability::WriteBehind`] is that of the last few seconds.
+pub(crate) fn survives_after(durability: Durability) -> Option<Duration> {
+    match durability {
+        Durability::Volatile => None,
+        Durability::WriteBehind => Some(Duration::from_secs(3)),
+        _ => Some(Duration::ZERO),
     }
 }
 
@@ -180,7 +190,10 @@ impl<'h> Checker<'h> {
                 key,
                 digest,
             } => state.publishing(*sender, topic, id, key.as_deref(), *digest, entry),
-            Happened::Accepted { id } => state.outcome(id, |m| m.accepted += 1),
+            Happened::Accepted { id } => state.outcome(id, |m| {
+                m.accepted += 1;
+                m.accepted_at = Some(now);
+            }),
             Happened::Refused { id } => state.outcome(id, |m| m.refused += 1),
             Happened::Uncertain { id } => state.outcome(id, |m| m.uncertain += 1),
             Happened::Joined {
@@ -251,7 +264,7 @@ impl<'h> Checker<'h> {
             Happened::Fault { what, on } => {
                 let costs =
                     self.rules.cut_costs_lease && matches!(what, Trouble::Cut | Trouble::Plan);
-                state.fault(*what, *on, costs, now);
+                state.fault(*what, *on, costs, now, self.rules.receipts_survive);
             }
             Happened::Injected { topic } => {
                 state.injected.insert(topic);

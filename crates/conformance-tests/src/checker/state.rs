@@ -20,7 +20,9 @@ pub(super) struct Published<'h> {
     pub(super) accepted: u32,
     pub(super) refused: u32,
     pub(super) uncertain: u32,
-    /// It was accepted before a broker died that does not keep receipts.
+    /// When it was last accepted.
+    pub(super) accepted_at: Option<Duration>,
+    /// It was accepted before a broker died that does not keep receipts, or not as recent ones.
     pub(super) forgotten: bool,
 }
 
@@ -101,7 +103,8 @@ pub(super) struct State<'h> {
     pub(super) faults: u32,
     /// A broker died, or forgot what it knew of a group.
     pub(super) died: bool,
-    pub(super) killed: bool,
+    /// When brokers were killed, and when they were back.
+    pub(super) kills: Vec<(Duration, Option<Duration>)>,
 }
 
 impl<'h> State<'h> {
@@ -124,6 +127,7 @@ impl<'h> State<'h> {
             accepted: 0,
             refused: 0,
             uncertain: 0,
+            accepted_at: None,
             forgotten: false,
         });
         message.asked += 1;
@@ -269,7 +273,14 @@ impl<'h> State<'h> {
 
     /// A fault begins or ends. One that `costs` takes along what was on its way to members, as if they had
     /// died with it.
-    pub(super) fn fault(&mut self, what: Trouble, on: bool, costs: bool, now: Duration) {
+    pub(super) fn fault(
+        &mut self,
+        what: Trouble,
+        on: bool,
+        costs: bool,
+        now: Duration,
+        survive: Option<Duration>,
+    ) {
         self.last_fault = Some(now);
         if on {
             self.faults += 1;
@@ -293,11 +304,31 @@ impl<'h> State<'h> {
             }
         }
         if on && what == Trouble::Kill {
-            self.killed = true;
+            self.kills.push((now, None));
+            let written = |at: Option<Duration>| {
+                let age = at.map(|at| now.saturating_sub(at));
+                age.zip(survive).is_some_and(|(age, after)| age >= after)
+            };
             for message in self.messages.values_mut() {
-                message.forgotten = true;
+                message.forgotten |= !written(message.accepted_at);
             }
         }
+        if !on
+            && what == Trouble::Kill
+            && let Some((_, back)) = self.kills.last_mut()
+        {
+            *back = Some(now);
+        }
+    }
+
+    /// Whether a broker that keeps what it confirmed only `after` so long may have forgotten what it
+    /// confirmed `at` that time.
+    pub(super) fn may_forget(&self, at: Duration, after: Option<Duration>) -> bool {
+        self.kills.iter().any(|(killed, back)| match after {
+            None => back.is_none_or(|back| at <= back),
+            Some(Duration::ZERO) => false,
+            Some(after) => at + after > *killed && back.is_none_or(|back| at <= back),
+        })
     }
 
     /// There was a fault at some time.

@@ -181,7 +181,8 @@ async fn in_quarantine(
 /// its way along until the lease ends.
 fn undisturbed(ctx: &Ctx, topic: &Topic) -> Subscription {
     match ctx.capabilities().cut_costs_lease {
-        true => ctx.subscription(topic, "billing").max_attempts(100),
+        // However often it breaks, that costs one attempt in all.
+        true => ctx.subscription(topic, "billing").max_attempts(2),
         false => long_leased(ctx, topic, "billing"),
     }
 }
@@ -286,7 +287,7 @@ fn random_entry(rng: &mut StdRng) -> Fields {
 async fn random_entries_are_read_or_quarantined(ctx: Ctx) -> Verdict {
     let topic = ctx.topic("orders")?;
     let agent = ctx.agent().await?;
-    let member = agent.join(&long_leased(&ctx, &topic, "billing")).await?;
+    let member = agent.join(&undisturbed(&ctx, &topic)).await?;
     let mut rng = ctx.rng();
     let (mut good, mut bad) = (0, Vec::new());
     for _ in 0..100 {

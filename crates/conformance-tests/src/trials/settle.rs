@@ -9,9 +9,10 @@ use mas_transport_core::{
 };
 use rand::Rng as _;
 use rand::seq::SliceRandom as _;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::tools::{Gate, equal, failed, ids, in_time, lapse, outlast, same};
+use crate::checker::survives_after;
 use crate::ctx::Ctx;
 use crate::harness::{Ability, Verdict};
 use crate::history::Trouble;
@@ -104,13 +105,25 @@ async fn an_ack_outlives_the_death_of_the_broker(ctx: Ctx) -> Verdict {
     let messages = ctx.messages(&topic, ctx.pick(10, 60));
     let all = ids(&messages);
     agent.publish_all(messages).await?;
-    let acked = ctx.pick(1, all.len() - 1);
-    let acked: BTreeSet<_> = member.ack_all(acked).await?.into_iter().collect();
+    let can = ctx.capabilities();
+    let (old, new) = (ctx.pick(1, all.len() / 2), ctx.pick(1, all.len() / 2));
+    let mut acked: BTreeSet<_> = member.ack_all(old).await?.into_iter().collect();
+    // What was acked a while ago is kept by every broker that writes.
+    let after = survives_after(can.ack_durability);
+    let mut kept = acked.clone();
+    match after {
+        None => kept.clear(),
+        Some(Duration::ZERO) => {}
+        Some(after) => sleep(after).await,
+    }
+    acked.extend(member.ack_all(new).await?);
+    if after == Some(Duration::ZERO) {
+        kept.clone_from(&acked);
+    }
     ctx.fault(Trouble::Kill, true);
     ctx.broker().kill().await?;
     ctx.broker().start().await?;
     ctx.fault(Trouble::Kill, false);
-    let can = ctx.capabilities();
     let mut left: BTreeSet<_> = all.into_iter().filter(|id| !acked.contains(id)).collect();
     let survives = can.durability >= Durability::Process;
     if !survives {
@@ -119,7 +132,7 @@ async fn an_ack_outlives_the_death_of_the_broker(ctx: Ctx) -> Verdict {
     }
     while !left.is_empty() {
         let held = member.next().await?;
-        if acked.contains(held.id()) && can.ack_durability >= Durability::Process {
+        if kept.contains(held.id()) {
             return Err(format!("{held:?} came again, its ack was confirmed").into());
         }
         let id = held.id().to_owned();

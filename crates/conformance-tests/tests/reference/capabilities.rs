@@ -5,19 +5,23 @@ use std::collections::BTreeMap;
 use mas_transport_core::{Capabilities, Transport};
 use mas_transport_memory::{MemoryBroker, MemoryConfig, Profile};
 
+#[cfg(any(feature = "redis", feature = "nats"))]
+use crate::missing::nobody;
 use crate::page::{Page, table};
 
 const NAME: &str = "capabilities.md";
 const QUEUE: &str = "memory, lease queue";
 const LOG: &str = "memory, partitioned log";
 /// What has to be in the page, whether or not it is at hand.
-const COLUMNS: [&str; 6] = [
+const COLUMNS: [&str; 8] = [
     QUEUE,
     LOG,
     "redis 6.2",
     "redis 7.0",
     "redis 8.2",
     "valkey 9.1",
+    "nats-server 2.9",
+    "nats-server 2.15",
 ];
 /// The settings under which Redis is pinned, and the others that durability depends on.
 const PINNED: &[(&str, &str)] = &[("appendonly", "yes"), ("appendfsync", "everysec")];
@@ -27,6 +31,8 @@ const SETTINGS: [&[(&str, &str)]; 4] = [
     PINNED,
     &[("appendonly", "yes"), ("appendfsync", "always")],
 ];
+/// How topics are kept on NATS; the first is the default.
+const STORAGES: [&str; 2] = ["file", "memory"];
 const RECEIPT: &str = "a receipt";
 const ACK: &str = "a confirmed ack";
 
@@ -36,6 +42,36 @@ struct Probed {
     columns: BTreeMap<String, Capabilities>,
     /// By setting, on whatever servers there are.
     durability: BTreeMap<String, Capabilities>,
+}
+
+impl Probed {
+    /// Enters what a server of this name declares under a setting, which is the same on every server;
+    /// `pinned` where the page has it as a column.
+    fn enter(&mut self, server: &str, setting: String, can: Capabilities, pinned: bool) {
+        let both = |c: Capabilities| (c.durability, c.ack_durability);
+        let known = self.durability.get(&setting).copied().map(both);
+        assert!(
+            known.is_none_or(|known| known == both(can)),
+            "servers differ under {setting}: {server}"
+        );
+        self.durability.insert(setting, can);
+        if pinned {
+            let (version, _patch) = server.rsplit_once('.').unwrap();
+            if !COLUMNS.contains(&version) {
+                println!("SKIPPED {version} is not pinned in {NAME}");
+            }
+            self.columns.insert(version.to_owned(), can);
+        }
+    }
+}
+
+/// What a transport declares, which is closed then: its server and the capabilities.
+#[cfg(any(feature = "redis", feature = "nats"))]
+async fn declared(transport: impl Transport) -> (String, Capabilities) {
+    let info = transport.info();
+    let soon = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
+    transport.close(soon).await.unwrap();
+    (info.server.clone(), info.capabilities)
 }
 
 fn words(setting: &[(&str, &str)]) -> String {
@@ -56,39 +92,42 @@ async fn redis(probed: &mut Probed) {
 
     let programs = RedisServer::programs();
     if programs.is_empty() {
-        let reason = "no server of scripts/brokers and no TEST_REDIS_SERVER";
-        let required = std::env::var("REQUIRE_REDIS").is_ok_and(|v| v == "1");
-        assert!(!required, "{reason}");
-        println!("SKIPPED backend=redis reason={reason}");
+        nobody("redis");
     }
     for program in programs {
         for setting in SETTINGS {
             let server = RedisServer::start_program(&program, setting).unwrap();
             let config = RedisConfig::new(server.address());
-            let transport = RedisTransport::connect(config).await.unwrap();
-            let info = transport.info();
-            let soon = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
-            transport.close(soon).await.unwrap();
-            let known = probed.durability.insert(words(setting), info.capabilities);
-            if let Some(known) = known {
-                let both = |c: Capabilities| (c.durability, c.ack_durability);
-                assert_eq!(
-                    both(known),
-                    both(info.capabilities),
-                    "servers differ under {}: {}",
-                    words(setting),
-                    info.server
-                );
-            }
-            if setting == PINNED {
-                let (version, _patch) = info.server.rsplit_once('.').unwrap();
-                if !COLUMNS.contains(&version) {
-                    println!("SKIPPED {version} is not pinned in {NAME}");
-                }
-                probed.columns.insert(version.to_owned(), info.capabilities);
-            }
+            let (server, can) = declared(RedisTransport::connect(config).await.unwrap()).await;
+            probed.enter(&server, words(setting), can, setting == PINNED);
         }
     }
+}
+
+/// Asks every server at hand, for every storage.
+#[cfg(feature = "nats")]
+async fn nats(probed: &mut Probed) {
+    use conformance_tests::fixtures::{NatsOptions, NatsServer};
+    use mas_transport_nats::{NatsConfig, NatsTransport, Storage};
+
+    let programs = NatsServer::programs();
+    if programs.is_empty() {
+        nobody("nats");
+    }
+    for program in programs {
+        let server = NatsServer::start_program(&program, &NatsOptions::new()).unwrap();
+        for (name, storage) in STORAGES.into_iter().zip([Storage::File, Storage::Memory]) {
+            let config = NatsConfig::from_url(&server.url())
+                .unwrap()
+                .storage(storage);
+            let (server, can) = declared(NatsTransport::connect(config).await.unwrap()).await;
+            probed.enter(&server, stored(name), can, name == STORAGES[0]);
+        }
+    }
+}
+
+fn stored(storage: &str) -> String {
+    format!("`NATS_STORAGE={storage}`, one replica")
 }
 
 fn generate(page: &Page, probed: &Probed, any: &Capabilities) -> String {
@@ -112,16 +151,15 @@ fn generate(page: &Page, probed: &Probed, any: &Capabilities) -> String {
             .collect();
         table(&header, &rows)
     };
-    let durability = SETTINGS.map(|setting| {
-        let words = words(setting);
+    let survives = |words: String| {
         let of = |column: &str| match probed.durability.get(&words) {
             Some(can) if column == RECEIPT => format!("{:?}", can.durability),
             Some(can) => format!("{:?}", can.ack_durability),
             None => page.cell(&words, column),
         };
         vec![words.clone(), of(RECEIPT), of(ACK)]
-    });
-    let header = ["settings of the server", RECEIPT, ACK].map(str::to_owned);
+    };
+    let header = |what: &str| [what, RECEIPT, ACK].map(str::to_owned);
     format!(
         "# Capabilities
 
@@ -129,7 +167,7 @@ What each backend can do, and how strongly it keeps its promises: the fields of 
 connection finds them. [CONTRACT.md](../../CONTRACT.md) says what each clause takes from them.
 
 A test probes real servers and compares this page; do not edit it. Memory has its default settings,
-Redis and Valkey have {}, which is what the durability below is for.
+Redis and Valkey have {}, and NATS keeps topics in files, which is what the durability below is for.
 
 ## Operations
 
@@ -143,11 +181,20 @@ A call to one that is missing fails with `Unsupported` and has no effect.
 
 It is the server's, asked at connect: what survives, by its settings.
 
+{}
+## Durability on NATS
+
+It is the configuration's. With several replicas on file storage both are Replicated, in memory Process.
+
 {}",
         words(PINNED),
         fields(true),
         fields(false),
-        table(&header, &durability)
+        table(
+            &header("settings of the server"),
+            &SETTINGS.map(words).map(survives)
+        ),
+        table(&header("setting"), &STORAGES.map(stored).map(survives))
     )
 }
 
@@ -160,6 +207,8 @@ async fn the_page_of_capabilities_is_true() {
     probed.columns.insert(LOG.to_owned(), log);
     #[cfg(feature = "redis")]
     redis(&mut probed).await;
+    #[cfg(feature = "nats")]
+    nats(&mut probed).await;
     let page = Page::read(NAME);
     let new = generate(&page, &probed, &queue);
     if let Err(why) = page.settle(&new) {

@@ -3,5 +3,7 @@
 
 mod capabilities;
 mod clauses;
+#[cfg(any(feature = "redis", feature = "nats"))]
+mod missing;
 mod page;
 mod table;

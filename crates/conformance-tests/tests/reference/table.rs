@@ -8,7 +8,13 @@ use crate::page::{Page, table};
 
 pub(crate) const NAME: &str = "clauses.md";
 /// A column for each backend, or class of its servers.
-pub(crate) const BACKENDS: [&str; 4] = ["memory", "memory-log", "redis 6.2", "redis 7.0 and newer"];
+pub(crate) const BACKENDS: [&str; 5] = [
+    "memory",
+    "memory-log",
+    "redis 6.2",
+    "redis 7.0 and newer",
+    "nats",
+];
 /// The mutants of the clause.
 pub(crate) const MUTANTS: &str = "mutants";
 /// Those that only the clause's trials kill.

@@ -47,7 +47,7 @@ impl Entry {
     }
 
     /// Whether clients can read the headers.
-    fn is_readable(&self) -> bool {
+    pub(super) fn is_readable(&self) -> bool {
         let Ok(block) = std::str::from_utf8(&self.block) else {
             return false;
         };
