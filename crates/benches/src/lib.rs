@@ -153,16 +153,27 @@ async fn run(args: &Args) -> Result<Report> {
     let mut report = Report::default();
     let rounds = args.rounds();
     let wants = |backend| args.only.is_none_or(|only| only == backend);
+    // First, so that what is not there is told before anything is measured.
+    let mut targets = Vec::new();
+    for (only, broker) in [(Only::Redis, Broker::Redis), (Only::Nats, Broker::Nats)] {
+        if !wants(only) {
+            continue;
+        }
+        match Target::of(broker).await {
+            Ok(target) => targets.push(target),
+            Err(reason) if args.only.is_none() => {
+                eprintln!("SKIPPED backend={only:?} reason={reason}");
+            }
+            Err(reason) => return Err(reason),
+        }
+    }
     if wants(Only::Memory) {
         let messages = if args.quick { 5_000 } else { 1_000_000 };
         memory::run(Size { messages, rounds }, &args.filter, &mut report).await?;
     }
     let messages = if args.quick { 5_000 } else { 100_000 };
-    for (only, broker) in [(Only::Redis, Broker::Redis), (Only::Nats, Broker::Nats)] {
-        if wants(only) {
-            let target = Target::of(broker).await?;
-            compare(target, Size { messages, rounds }, &args.filter, &mut report).await?;
-        }
+    for target in targets {
+        compare(target, Size { messages, rounds }, &args.filter, &mut report).await?;
     }
     Ok(report)
 }

@@ -28,7 +28,7 @@ const SIDE_BY_SIDE: usize = 8;
 const TAIL: usize = 40;
 
 /// How many panics of one trial are remembered.
-const MOST_PANICS: usize = 100;
+const MOST_PANICS: usize = 10_000;
 
 /// How to run a trial.
 #[derive(Clone, Copy, Debug)]

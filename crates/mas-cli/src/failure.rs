@@ -62,14 +62,21 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let redis = error.backend() == "redis";
-        let hint = match error.kind() {
-            ErrorKind::Unavailable | ErrorKind::Timeout if redis => Some(
+        let hint = match (error.backend(), error.kind()) {
+            ("redis", ErrorKind::Unavailable | ErrorKind::Timeout) => Some(
                 "Start a Redis server there, or name another one with REDIS_ADDR=host:port; \
                  without PROTOCOL_TYPE everything runs in memory.",
             ),
-            ErrorKind::Unauthorized if redis => Some(
+            ("redis", ErrorKind::Unauthorized) => Some(
                 "Set REDIS_USERNAME and REDIS_PASSWORD to a user that may use streams and scripts.",
+            ),
+            ("nats", ErrorKind::Unavailable | ErrorKind::Timeout) => Some(
+                "Start a NATS server with JetStream there (nats-server --jetstream), or name another \
+                 one with NATS_URL=nats://host:4222; without PROTOCOL_TYPE everything runs in memory.",
+            ),
+            ("nats", ErrorKind::Unauthorized) => Some(
+                "Set NATS_USER and NATS_PASSWORD, NATS_TOKEN, NATS_NKEY or NATS_CREDS to somebody who \
+                 may use JetStream, and NATS_TLS_CA to who signed the server's certificate.",
             ),
             _ => None,
         };
@@ -86,12 +93,18 @@ mod tests {
 
     #[test]
     fn a_refused_connection_comes_with_what_to_do() {
-        let refused = Error::new(ErrorKind::Unavailable, "connect", "nobody answers")
-            .on("redis")
-            .with("address", "localhost:6379");
-        let told = Failure::from(refused).to_string();
-        assert!(told.starts_with("connect on redis: nobody answers (address=localhost:6379)\n"));
-        assert!(told.contains("REDIS_ADDR=host:port"), "{told}");
+        for (backend, setting) in [
+            ("redis", "REDIS_ADDR=host:port"),
+            ("nats", "NATS_URL=nats://host:4222"),
+        ] {
+            let refused = Error::new(ErrorKind::Unavailable, "connect", "nobody answers")
+                .on(backend)
+                .with("address", "localhost:1");
+            let told = Failure::from(refused).to_string();
+            let line = format!("connect on {backend}: nobody answers (address=localhost:1)\n");
+            assert!(told.starts_with(&line), "{told}");
+            assert!(told.contains(setting), "{told}");
+        }
         let other = Failure::from(Error::invalid("topic", "a topic is empty"));
         assert_eq!(other.to_string(), "topic: a topic is empty");
     }

@@ -25,12 +25,12 @@ use clap::{Parser, Subcommand};
 use crate::connect::Connection;
 
 const LONG: &str = "\
-Message buses for systems of agents, on memory, Redis and Valkey.
+Message buses for systems of agents, on memory, Redis, Valkey and NATS JetStream.
 
 Which broker it is comes from the options below, the environment (PROTOCOL_TYPE, TRANSPORT_URL,
-REDIS_ADDR, REDIS_PASSWORD, ...), and the file that MAS_CONFIG names, in this order. Without any of
-it, everything stays in the memory of this process. `mas config` lists every setting, and
-`mas doctor` shows what they come to.
+REDIS_ADDR, NATS_URL, ...), and the file that MAS_CONFIG names, in this order. Without any of it,
+everything stays in the memory of this process. `mas config` lists every setting, and `mas doctor`
+shows what they come to.
 
 What a command found out goes to the standard output, what people should know to stderr. RUST_LOG
 (debug, or mas_transport_redis=trace) logs to stderr. Colours and progress go to a terminal only,

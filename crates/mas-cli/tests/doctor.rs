@@ -2,7 +2,7 @@
 
 mod common;
 
-#[cfg(any(feature = "memory", feature = "redis"))]
+#[cfg(any(feature = "memory", feature = "nats", feature = "redis"))]
 use common::json;
 use common::{finish, mas, text};
 
@@ -54,6 +54,7 @@ fn an_unknown_backend_is_answered_with_those_there_are() {
     assert!(told.contains("PROTOCOL_TYPE=rabbit"), "{told}");
     for (backend, there) in [
         ("memory", cfg!(feature = "memory")),
+        ("nats", cfg!(feature = "nats")),
         ("redis", cfg!(feature = "redis")),
     ] {
         let verdict = told.split("Verdict").nth(1).unwrap();
@@ -114,28 +115,40 @@ fn everything_that_is_wrong_is_told_at_once() {
     );
 }
 
-#[cfg(feature = "redis")]
+#[cfg(all(feature = "nats", feature = "redis"))]
 #[test]
 fn a_server_that_is_not_there_is_told_with_what_to_do() {
     // A port that was free just now: nobody listens there.
     let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = held.local_addr().unwrap().to_string();
     drop(held);
-    let (told, code) = doctor(&[
-        ("PROTOCOL_TYPE", "redis"),
-        ("REDIS_ADDR", &addr),
-        ("REDIS_CONNECT_TIMEOUT", "100ms"),
-        // Waiting for it is for services.
-        ("TRANSPORT_STARTUP", "wait"),
-    ]);
-    assert_eq!(code, Some(2), "{told}");
-    assert!(
-        told.contains(&addr) && told.contains("REDIS_ADDR=host:port"),
-        "{told}"
-    );
+    for (backend, variable, timeout, hint) in [
+        (
+            "redis",
+            "REDIS_ADDR",
+            "REDIS_CONNECT_TIMEOUT",
+            "REDIS_ADDR=host:port",
+        ),
+        (
+            "nats",
+            "NATS_URL",
+            "NATS_CONNECT_TIMEOUT",
+            "NATS_URL=nats://host:4222",
+        ),
+    ] {
+        let (told, code) = doctor(&[
+            ("PROTOCOL_TYPE", backend),
+            (variable, &addr),
+            (timeout, "100ms"),
+            // Waiting for it is for services.
+            ("TRANSPORT_STARTUP", "wait"),
+        ]);
+        assert_eq!(code, Some(2), "{told}");
+        assert!(told.contains(&addr) && told.contains(hint), "{told}");
+    }
 }
 
-#[cfg(feature = "redis")]
+#[cfg(all(feature = "nats", feature = "redis"))]
 #[test]
 fn a_server_that_does_not_answer_is_named_before_it_is_given_up() {
     // It takes connections and says nothing.
@@ -149,17 +162,23 @@ fn a_server_that_does_not_answer_is_named_before_it_is_given_up() {
         &["doctor"],
     ];
     // Side by side: each waits for the whole of the connect timeout.
-    let running = commands.map(|arguments| {
-        let mut command = mas(arguments);
-        command.env("TRANSPORT_URL", format!("redis://ann:hush@{addr}"));
-        (arguments, command.spawn().unwrap())
+    let running = ["redis", "nats"].map(|backend| {
+        commands.map(|arguments| {
+            let mut command = mas(arguments);
+            command.env("TRANSPORT_URL", format!("{backend}://ann:hush@{addr}"));
+            (backend, arguments, command.spawn().unwrap())
+        })
     });
-    for (arguments, child) in running {
+    for (backend, arguments, child) in running.into_iter().flatten() {
         let output = finish(child);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let errors = text(&output.stderr);
-        let waiting = format!("mas: still waiting for redis at {addr}\n");
-        assert!(errors.starts_with(&waiting), "{arguments:?}: {errors}");
+        let waiting = errors.lines().next().unwrap();
+        assert!(
+            waiting.starts_with(&format!("mas: still waiting for {backend} at ")),
+            "{arguments:?}: {errors}"
+        );
+        assert!(waiting.ends_with(&addr.to_string()), "{errors}");
         assert_eq!(errors.matches("waiting").count(), 1, "{errors}");
         assert!(!errors.contains("hush"), "{arguments:?}: {errors}");
     }
@@ -241,40 +260,26 @@ fn a_filter_of_logs_that_is_not_understood_is_told() {
     assert!(text(&output.stderr).contains("RUST_LOG is not understood"));
 }
 
-#[cfg(all(unix, feature = "redis"))]
-mod redis {
-    use std::io::{Read, Write};
-    use std::net::TcpStream;
-
-    use conformance_tests::fixtures::RedisServer;
-
-    use super::common::redis::{on, run, server};
+/// What holds on every broker.
+#[cfg(all(unix, any(feature = "nats", feature = "redis")))]
+mod brokers {
+    use super::common::{Broker, on};
     use super::*;
 
     /// A name, variables, and options.
-    type Way<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+    pub(super) type Way<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
 
-    const PASSWORD: &str = "hush-Zk9/x";
+    /// All of it, and a part of it that is in nothing else.
+    pub(super) const PASSWORD: &str = "hush-Zk9/x";
+    const PART: &str = "Zk9";
 
-    /// Has the server do this.
-    fn order(server: &RedisServer, command: &str) {
-        let mut connection = TcpStream::connect(server.address()).unwrap();
-        write!(connection, "{command}\r\n").unwrap();
-        let mut answer = [0; 5];
-        connection.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"+OK\r\n");
-    }
-
-    #[test]
-    fn the_password_is_in_no_output_of_any_command() {
-        let Some(server) = server(&[]) else { return };
-        order(&server, &format!("CONFIG SET requirepass {PASSWORD}"));
-        let url = format!(
-            "redis://:{}@{}/0",
-            PASSWORD.replace('/', "%2F"),
-            server.address()
-        );
-        let set = format!("REDIS_PASSWORD={PASSWORD}");
+    /// The server asks for the password; the ways to say it are right and wrong. The variable has no
+    /// effect: connecting logs a warning of it.
+    pub(super) fn the_password_is_in_no_output(
+        server: &dyn Broker,
+        ways: &[Way<'_>],
+        without_effect: &str,
+    ) {
         let commands: [&[&str]; 14] = [
             &["pub", "t", "a", "b", "c"],
             &["pub", "t", "a", "--json"],
@@ -299,36 +304,34 @@ mod redis {
             &["doctor", "--json"],
             &["config"],
         ];
-        // Right, and wrong in several ways: what fails speaks more.
-        let ways: [Way<'_>; 5] = [
-            ("right", &[("REDIS_PASSWORD", PASSWORD)], &[]),
-            ("refused", &[("REDIS_PASSWORD", "hush-wrong")], &[]),
-            ("by URL", &[("TRANSPORT_URL", &url)], &[]),
-            ("by option", &[], &["--set", &set]),
-            ("misspelt", &[("REDIS_PASWORD", PASSWORD)], &[]),
-        ];
         let mut logged = false;
         for (way, variables, options) in ways {
             for command in commands {
-                let mut command = on(&server, command);
+                let mut command = on(server, command);
                 command
-                    .args(options)
+                    .args(*options)
                     .envs(variables.iter().copied())
-                    // A setting without effect: connecting logs a warning of it.
-                    .env("REDIS_MESSAGE_TTL", "1h")
+                    .env(without_effect, "1h")
                     .env("RUST_LOG", "trace");
                 let output = finish(command.spawn().unwrap());
                 for (stream, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
                     let told = String::from_utf8_lossy(bytes);
+                    for secret in ["hush", PART] {
+                        assert!(
+                            !told.contains(secret),
+                            "{way}, {command:?}, {stream}: {told}"
+                        );
+                    }
+                    logged |= told.contains(without_effect) && told.contains("WARN");
+                }
+                // The right ones work, so that what is searched is what a command says.
+                if *way == "right" {
+                    let lacks_topic = command.get_args().any(|a| a == "nonsense" || a == "purge");
                     assert!(
-                        !told.contains("hush"),
-                        "{way}, {command:?}, {stream}: {told}"
+                        lacks_topic || output.status.code() != Some(2),
+                        "{command:?}: {}",
+                        text(&output.stderr)
                     );
-                    assert!(
-                        !told.contains("Zk9"),
-                        "{way}, {command:?}, {stream}: {told}"
-                    );
-                    logged |= told.contains("REDIS_MESSAGE_TTL") && told.contains("WARN");
                 }
             }
         }
@@ -338,18 +341,74 @@ mod redis {
         );
     }
 
-    #[test]
-    fn logs_are_off_unless_they_are_asked_for() {
-        let Some(server) = server(&[]) else { return };
-        let mut command = on(&server, &["topics"]);
-        let quiet = finish(command.env("REDIS_MESSAGE_TTL", "1h").spawn().unwrap());
+    /// The variable has no effect: connecting logs a warning of it.
+    pub(super) fn logs_are_off_unless_they_are_asked_for(
+        server: &dyn Broker,
+        without_effect: &str,
+    ) {
+        let mut command = on(server, &["topics"]);
+        let quiet = finish(command.env(without_effect, "1h").spawn().unwrap());
         assert_eq!(text(&quiet.stderr), "");
-        let mut command = on(&server, &["topics"]);
+        let mut command = on(server, &["topics"]);
         let loud = command
-            .env("REDIS_MESSAGE_TTL", "1h")
+            .env(without_effect, "1h")
             .env("RUST_LOG", "warn")
             .spawn();
-        assert!(text(&finish(loud.unwrap()).stderr).contains("REDIS_MESSAGE_TTL"));
+        assert!(text(&finish(loud.unwrap()).stderr).contains(without_effect));
+    }
+}
+
+#[cfg(all(unix, feature = "redis"))]
+mod redis {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use conformance_tests::fixtures::RedisServer;
+
+    use super::brokers::{
+        PASSWORD, logs_are_off_unless_they_are_asked_for, the_password_is_in_no_output,
+    };
+    use super::common::redis::server;
+    use super::common::run;
+    use super::*;
+
+    /// Has the server do this.
+    fn order(server: &RedisServer, command: &str) {
+        let mut connection = TcpStream::connect(server.address()).unwrap();
+        write!(connection, "{command}\r\n").unwrap();
+        let mut answer = [0; 5];
+        connection.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"+OK\r\n");
+    }
+
+    #[test]
+    fn the_password_is_in_no_output_of_any_command() {
+        let Some(server) = server(&[]) else { return };
+        order(&server, &format!("CONFIG SET requirepass {PASSWORD}"));
+        let url = format!(
+            "redis://:{}@{}/0",
+            PASSWORD.replace('/', "%2F"),
+            server.address()
+        );
+        let set = format!("REDIS_PASSWORD={PASSWORD}");
+        // Right, and wrong in several ways: what fails speaks more.
+        the_password_is_in_no_output(
+            &server,
+            &[
+                ("right", &[("REDIS_PASSWORD", PASSWORD)], &[]),
+                ("refused", &[("REDIS_PASSWORD", "hush-wrong")], &[]),
+                ("by URL", &[("TRANSPORT_URL", &url)], &[]),
+                ("by option", &[], &["--set", &set]),
+                ("misspelt", &[("REDIS_PASWORD", PASSWORD)], &[]),
+            ],
+            "REDIS_MESSAGE_TTL",
+        );
+    }
+
+    #[test]
+    fn logs_are_off_unless_something_is_asked_for() {
+        let Some(server) = server(&[]) else { return };
+        logs_are_off_unless_they_are_asked_for(&server, "REDIS_MESSAGE_TTL");
     }
 
     #[test]
@@ -446,5 +505,160 @@ mod redis {
         let problem = json["problems"][0]["problem"].as_str().unwrap();
         assert!(problem.contains("read-only replica"), "{json}");
         assert_ne!(json["connection"], serde_json::Value::Null);
+    }
+}
+
+#[cfg(all(unix, feature = "nats"))]
+mod nats {
+    use conformance_tests::fixtures::NatsOptions;
+
+    use super::brokers::{
+        PASSWORD, logs_are_off_unless_they_are_asked_for, the_password_is_in_no_output,
+    };
+    use super::common::nats::{server, server_with};
+    use super::common::{Broker, feed, on, run};
+    use super::*;
+
+    /// What the doctor prints on this server with these variables, and its exit code.
+    fn doctor_on(server: &dyn Broker, variables: &[(&str, &str)]) -> (String, Option<i32>) {
+        let mut command = on(server, &["doctor"]);
+        let output = finish(command.envs(variables.iter().copied()).spawn().unwrap());
+        (text(&output.stdout).to_owned(), output.status.code())
+    }
+
+    fn verdict(told: &str) -> &str {
+        told.split("Verdict").nth(1).unwrap()
+    }
+
+    #[test]
+    fn the_password_is_in_no_output_of_any_command() {
+        let config = format!("authorization {{ user: ann, password: \"{PASSWORD}\" }}");
+        let Some(server) = server_with(&NatsOptions::new().config(&config)) else {
+            return;
+        };
+        let credentials = format!("ann:{}", PASSWORD.replace('/', "%2F"));
+        let url = server.url().replace("//", &format!("//{credentials}@"));
+        let set = format!("NATS_PASSWORD={PASSWORD}");
+        let ann = ("NATS_USER", "ann");
+        // Right, and wrong in several ways: what fails speaks more.
+        the_password_is_in_no_output(
+            &server,
+            &[
+                ("right", &[ann, ("NATS_PASSWORD", PASSWORD)], &[]),
+                ("refused", &[ann, ("NATS_PASSWORD", "hush-wrong")], &[]),
+                ("by URL", &[("NATS_URL", &url)], &[]),
+                ("by option", &[ann], &["--set", &set]),
+                ("misspelt", &[ann, ("NATS_PASWORD", PASSWORD)], &[]),
+                ("as a token", &[("NATS_TOKEN", PASSWORD)], &[]),
+                ("as a seed", &[("NATS_NKEY", PASSWORD)], &[]),
+            ],
+            "NATS_MESSAGE_TTL",
+        );
+    }
+
+    #[test]
+    fn logs_are_off_unless_something_is_asked_for() {
+        let Some(server) = server() else { return };
+        logs_are_off_unless_they_are_asked_for(&server, "NATS_MESSAGE_TTL");
+    }
+
+    #[test]
+    fn a_server_that_keeps_topics_in_files_is_fine() {
+        let Some(server) = server() else { return };
+        let (told, code) = doctor_on(&server, &[]);
+        assert_eq!(code, Some(0), "{told}");
+        assert!(verdict(&told).contains("nothing is wrong"), "{told}");
+        assert!(
+            told.contains("nats-server ") && told.contains("latency"),
+            "{told}"
+        );
+        let output = run(&server, &["doctor", "--json"]);
+        assert_eq!(output.status.code(), Some(0));
+        let json = json(&output);
+        assert_eq!(
+            (&json["verdict"], &json["backend"]),
+            (&"ok".into(), &"nats".into())
+        );
+        assert_eq!(json["warnings"], serde_json::json!([]));
+        let connection = &json["connection"];
+        assert_eq!(connection["facts"]["storage"], "file", "{json}");
+        assert!(connection["latency_ms"].as_f64().is_some_and(|ms| ms > 0.0));
+    }
+
+    #[test]
+    fn topics_in_the_memory_of_one_server_are_warned_of() {
+        let Some(server) = server() else { return };
+        let (told, code) = doctor_on(&server, &[("NATS_STORAGE", "memory")]);
+        assert_eq!(code, Some(1), "{told}");
+        for part in ["warning", "memory of one server", "NATS_REPLICAS"] {
+            assert!(verdict(&told).contains(part), "{part}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_server_without_jetstream_is_wrong() {
+        let Some(server) = server_with(&NatsOptions::new().without_jetstream()) else {
+            return;
+        };
+        let (told, code) = doctor_on(&server, &[]);
+        assert_eq!(code, Some(2), "{told}");
+        assert!(verdict(&told).contains("JetStream"), "{told}");
+    }
+
+    #[test]
+    fn a_server_without_room_for_files_or_in_memory_is_told_by_the_first_message() {
+        for (limit, lacks, has) in [
+            ("max_file_store: 0", "file", "memory"),
+            ("max_memory_store: 0", "memory", "file"),
+        ] {
+            let Some(server) = server_with(&NatsOptions::new().jetstream(limit)) else {
+                return;
+            };
+            let publish = |storage: &str| {
+                let mut command = on(&server, &["pub", "t", "x"]);
+                finish(command.env("NATS_STORAGE", storage).spawn().unwrap())
+            };
+            let output = publish(lacks);
+            let errors = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{limit}: {errors}");
+            for part in ["no room left", "JetStream limits"] {
+                assert!(errors.contains(part), "{limit}: {errors}");
+            }
+            let output = publish(has);
+            let errors = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(0), "{limit}: {errors}");
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_nearly_full_is_warned_of_and_a_full_one_refuses() {
+        let account = "accounts { A { jetstream { max_file: 1MB, max_mem: 1MB }
+            users [ { user: ann, password: hush } ] } }";
+        let Some(server) = server_with(&NatsOptions::new().config(account)) else {
+            return;
+        };
+        let ann = [("NATS_USER", "ann"), ("NATS_PASSWORD", "hush")];
+        let publish = |lines: usize| {
+            let mut command = on(&server, &["pub", "t", "--json"]);
+            command.envs(ann).env("PUBLISH_TIMEOUT", "5s");
+            feed(
+                command,
+                format!("{}\n", "x".repeat(300_000))
+                    .repeat(lines)
+                    .as_bytes(),
+            )
+        };
+        assert_eq!(publish(3).status.code(), Some(0));
+        let (told, code) = doctor_on(&server, &ann);
+        assert_eq!(code, Some(1), "{told}");
+        for part in ["% of the JetStream storage is used", "max_file_store"] {
+            assert!(verdict(&told).contains(part), "{part}: {told}");
+        }
+        let output = publish(1);
+        assert_eq!(output.status.code(), Some(1));
+        let json = json(&output);
+        let error = json["failures"][0]["error"].as_str().unwrap();
+        assert!(error.contains("no room left"), "{json}");
+        assert_eq!(json["failures"][0]["maybe_stored"], false, "{json}");
     }
 }

@@ -1,10 +1,11 @@
-//! The commands of the guides, run as they are written against a real Redis, and what they print.
+//! The commands of the guides, run as they are written against real servers, and what they print.
 //!
 //! A page is one session of a shell: each `$ ` line of its `console` blocks is run in order, with the
 //! `> ` lines that go on with it, and the lines below it are what it prints. `…` stands for anything,
-//! on a line of its own for any lines.
-#![cfg(all(unix, feature = "memory", feature = "redis"))]
+//! on a line of its own for any lines. A page gets a server of each broker that its commands name.
+#![cfg(all(unix, feature = "memory", feature = "nats", feature = "redis"))]
 
+use std::any::Any;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
@@ -13,15 +14,54 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use conformance_tests::fixtures::{RedisServer, output_within};
+use conformance_tests::Failure;
+use conformance_tests::fixtures::{NatsOptions, NatsServer, RedisServer, output_within};
 
 /// Longer than the commands of one page take together, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The address in the guides, for which the one of the test's server is put.
-const ADDRESS: &str = "127.0.0.1:6379";
-/// The port of servers that a page starts itself, for which a free one is put.
-const OWN_PORT: &str = "6380";
+/// A server's address, and what stops it when it is dropped.
+type Started = (String, Box<dyn Any>);
+
+/// A broker of the guides.
+struct Broker {
+    /// What the commands call it, and its variables.
+    name: &'static str,
+    /// The address in the guides, for which the one of the test's server is put.
+    address: &'static str,
+    /// The port of servers that a page starts itself, for which a free one is put.
+    own_port: &'static str,
+    /// The names that people have its programs by; the first is the server.
+    programs: &'static [&'static str],
+    /// The server's program.
+    program: fn() -> Result<PathBuf, Failure>,
+    start: fn() -> Result<Started, Failure>,
+}
+
+const BROKERS: &[Broker] = &[
+    Broker {
+        name: "redis",
+        address: "127.0.0.1:6379",
+        own_port: "6380",
+        programs: &["redis-server", "redis-cli"],
+        program: RedisServer::program,
+        start: || {
+            let server = RedisServer::start(&[("appendonly", "no")])?;
+            Ok((server.address(), Box::new(server)))
+        },
+    },
+    Broker {
+        name: "nats",
+        address: "127.0.0.1:4222",
+        own_port: "4223",
+        programs: &["nats-server"],
+        program: NatsServer::program,
+        start: || {
+            let server = NatsServer::start(&NatsOptions::new())?;
+            Ok((server.address(), Box::new(server)))
+        },
+    },
+];
 
 /// What is not run here, by what it begins with, and why.
 const EXEMPT: &[(&str, &str)] = &[
@@ -131,18 +171,34 @@ fn is_example(step: &Step) -> bool {
     true
 }
 
-/// Runs the commands in one shell; what each prints, errors included.
-fn session(steps: &[Step], address: &str, dir: &Path, programs: &[&Path]) -> Vec<String> {
+/// Whether the commands name this broker.
+fn speak_of(steps: &[Step], broker: &Broker) -> bool {
+    let names = |step: &Step| step.command.to_lowercase().contains(broker.name);
+    steps.iter().any(names)
+}
+
+/// Whether there is a server's program; where it is required, there has to be.
+fn is_there(broker: &Broker) -> bool {
+    let Err(why) = (broker.program)() else {
+        return true;
+    };
+    let variable = format!("REQUIRE_{}", broker.name.to_uppercase());
+    let required = std::env::var(&variable).is_ok_and(|value| value == "1");
+    assert!(!required, "{variable}=1 and there is no server: {why}");
+    println!("SKIPPED the guides that use {}: {why}", broker.name);
+    false
+}
+
+/// Runs the commands in one shell, with `put` in the place of what stands in the guides; what each
+/// prints, errors included.
+fn session(steps: &[Step], put: &[(&str, String)], dir: &Path, programs: &[&Path]) -> Vec<String> {
     const MARK: &str = "=== the next command ===";
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let own_port = free.local_addr().unwrap().port().to_string();
-    drop(free);
     let mut script = String::from("exec 2>&1\n");
     for step in steps {
-        let command = step.command.replace(FROM_SOURCE, "mas ");
-        let command = command
-            .replace(ADDRESS, address)
-            .replace(OWN_PORT, &own_port);
+        let mut command = step.command.replace(FROM_SOURCE, "mas ");
+        for (written, real) in put {
+            command = command.replace(written, real);
+        }
         script.push_str(&format!("echo '{MARK}'\n{command}\n"));
     }
     let path = std::env::var_os("PATH").unwrap();
@@ -157,8 +213,10 @@ fn session(steps: &[Step], address: &str, dir: &Path, programs: &[&Path]) -> Vec
         .current_dir(dir)
         .stdin(Stdio::null());
     let output = output_within(&mut bash, LIMIT).unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let text = text.replace(address, ADDRESS).replace(&own_port, OWN_PORT);
+    let mut text = String::from_utf8(output.stdout).unwrap();
+    for (written, real) in put {
+        text = text.replace(real, written);
+    }
     let mark = format!("{MARK}\n");
     text.split(&mark).skip(1).map(str::to_owned).collect()
 }
@@ -197,11 +255,14 @@ fn are_like(lines: &[&str], written: &[String]) -> bool {
     }
 }
 
-/// Makes a directory with the server's programs under the names that people have them by.
-fn server_programs(dir: &Path, server: &Path) {
-    let beside = server.with_file_name("redis-cli");
-    fs::create_dir_all(dir).unwrap();
-    for (name, program) in [("redis-server", server), ("redis-cli", &beside)] {
+/// Puts a broker's programs into the directory, under the names that people have them by.
+fn provide(broker: &Broker, dir: &Path) {
+    let server = (broker.program)().unwrap();
+    for (at, name) in broker.programs.iter().enumerate() {
+        let program = match at {
+            0 => server.clone(),
+            _ => server.with_file_name(name),
+        };
         if let Ok(program) = program.canonicalize() {
             // No link: a program may look for its parts beside itself.
             let script = format!("#!/bin/sh\nexec '{}' \"$@\"\n", program.display());
@@ -214,19 +275,14 @@ fn server_programs(dir: &Path, server: &Path) {
 
 #[test]
 fn the_commands_of_the_guides_print_what_they_say() {
-    // Where Redis is required, the program is asked for below, with the reason when there is none.
-    let required = std::env::var("REQUIRE_REDIS").is_ok_and(|v| v == "1");
-    let program = match RedisServer::program() {
-        Err(why) if !required => {
-            eprintln!("SKIPPED the commands of the guides: {why}");
-            return;
-        }
-        program => program.unwrap(),
-    };
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let scratch = scratch.join(format!("guides-{}", std::process::id()));
     let programs = scratch.join("programs");
-    server_programs(&programs, &program);
+    fs::create_dir_all(&programs).unwrap();
+    let there: Vec<&Broker> = BROKERS.iter().filter(|broker| is_there(broker)).collect();
+    for broker in &there {
+        provide(broker, &programs);
+    }
     let mas = Path::new(env!("CARGO_BIN_EXE_mas")).parent().unwrap();
 
     let mut run = 0;
@@ -243,13 +299,28 @@ fn the_commands_of_the_guides_print_what_they_say() {
         }
         let mut steps = steps(&text);
         steps.retain(|step| !is_exempt(step, &mut exempt) && !is_example(step));
-        if steps.is_empty() {
+        let lacks = |broker: &Broker| there.iter().all(|t| t.name != broker.name);
+        let missing = BROKERS
+            .iter()
+            .any(|broker| speak_of(&steps, broker) && lacks(broker));
+        if steps.is_empty() || missing {
             continue;
         }
-        let server = RedisServer::start(&[("appendonly", "no")]).unwrap();
+        let mut servers = Vec::new();
+        let mut put = Vec::new();
+        for broker in there.iter().filter(|broker| speak_of(&steps, broker)) {
+            let (address, server) = (broker.start)().unwrap();
+            // Held until all are chosen, so that none is chosen twice.
+            let free = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = free.local_addr().unwrap().port().to_string();
+            put.extend([(broker.address, address), (broker.own_port, port)]);
+            servers.push((server, free));
+        }
+        let servers: Vec<_> = servers.into_iter().map(|(server, _)| server).collect();
         let dir = scratch.join(number.to_string());
         fs::create_dir_all(&dir).unwrap();
-        let printed = session(&steps, &server.address(), &dir, &[mas, &programs]);
+        let printed = session(&steps, &put, &dir, &[mas, &programs]);
+        drop(servers);
         assert_eq!(printed.len(), steps.len(), "{name}: {printed:?}");
         for (Step { command, written }, printed) in steps.iter().zip(&printed) {
             let lines: Vec<&str> = printed.lines().map(str::trim_end).collect();
@@ -264,7 +335,8 @@ fn the_commands_of_the_guides_print_what_they_say() {
         wrong.is_empty(),
         "these commands print something else:\n{wrong}"
     );
-    assert!(run >= 30, "only {run} commands were found");
+    let all = there.len() == BROKERS.len();
+    assert!(run >= 50 || !all, "only {run} commands were found");
     for (start, why) in EXEMPT {
         assert!(
             exempt.contains(start),

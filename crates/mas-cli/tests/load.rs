@@ -82,29 +82,40 @@ fn an_unknown_backend_is_refused_with_those_there_are() {
     );
 }
 
-#[cfg(feature = "redis")]
+#[cfg(all(feature = "nats", feature = "redis"))]
 #[test]
 fn a_server_that_is_not_there_is_told_with_what_to_do() {
     // A port that was free just now: nobody listens there.
     let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = held.local_addr().unwrap().to_string();
     drop(held);
-    let child = mas(&["load"])
-        .env("PROTOCOL_TYPE", "redis")
-        .env("REDIS_ADDR", &addr)
-        .env("REDIS_PASSWORD", "hush-hush")
-        .spawn();
-    let output = finish(child.unwrap());
-    assert_eq!(output.status.code(), Some(2));
-    let errors = text(&output.stderr);
-    assert!(errors.contains(&addr), "{errors}");
-    assert!(errors.contains("REDIS_ADDR=host:port"), "{errors}");
-    assert!(!errors.contains("hush"), "{errors}");
-    // Once for all agents: that it waits, what is wrong, and what to do.
-    let waiting = format!("mas: still waiting for redis at {addr}\n");
-    assert!(errors.starts_with(&waiting), "{errors}");
-    assert_eq!(errors.lines().count(), 3, "{errors}");
-    assert!(output.stdout.is_empty());
+    let url = format!("nats://ann:hush-hush@{addr}");
+    let redis = [
+        ("REDIS_ADDR", &*addr),
+        ("REDIS_PASSWORD", "hush-hush"),
+        ("REDIS_CONNECT_TIMEOUT", "2s"),
+    ];
+    let nats = [("NATS_URL", &*url), ("NATS_CONNECT_TIMEOUT", "2s")];
+    for (backend, variables, hint) in [
+        ("redis", &redis[..], "REDIS_ADDR=host:port"),
+        ("nats", &nats, "NATS_URL=nats://host:4222"),
+    ] {
+        let mut command = mas(&["load"]);
+        command
+            .env("PROTOCOL_TYPE", backend)
+            .envs(variables.iter().copied());
+        let output = finish(command.spawn().unwrap());
+        assert_eq!(output.status.code(), Some(2));
+        let errors = text(&output.stderr);
+        assert!(errors.contains(&addr), "{errors}");
+        assert!(errors.contains(hint), "{errors}");
+        assert!(!errors.contains("hush"), "{errors}");
+        // Once for all agents: that it waits, what is wrong, and what to do.
+        let waiting = format!("mas: still waiting for {backend} at ");
+        assert!(errors.starts_with(&waiting), "{errors}");
+        assert_eq!(errors.lines().count(), 3, "{errors}");
+        assert!(output.stdout.is_empty());
+    }
 }
 
 #[test]
@@ -127,10 +138,9 @@ fn arguments_are_checked() {
 #[cfg(all(unix, any(feature = "redis", feature = "nats")))]
 mod brokers {
     use std::io::{BufRead as _, BufReader};
-    use std::process::Command;
     use std::time::{Duration, Instant};
 
-    use super::common::{LIMIT, finish, json, text};
+    use super::common::{Broker, LIMIT, finish, json, on, text};
 
     /// The seconds that the last whole line of progress tells of; a busy machine leaves some out.
     fn sent_for(lines: &str) -> u64 {
@@ -145,7 +155,8 @@ mod brokers {
     }
 
     /// The report of a run on a broker, which delivers everything once.
-    pub(super) fn delivers_everything_once(mut load: Command, backend: &str) {
+    pub(super) fn delivers_everything_once(server: &dyn Broker, backend: &str) {
+        let mut load = on(server, &["load", "--json"]);
         load.args(["--agents", "3", "--rate", "300", "--duration", "1s"]);
         let output = finish(load.spawn().unwrap());
         assert!(output.status.success(), "{}", text(&output.stderr));
@@ -163,10 +174,11 @@ mod brokers {
     }
 
     /// Kills the server under a run and starts it again, which loses nothing.
-    pub(super) fn survives_a_kill(mut load: Command, kill: impl FnOnce(), restart: impl FnOnce()) {
+    pub(super) fn survives_a_kill(server: &dyn Broker) {
         /// Within which a run goes on once its server is back.
         const RESUMED: Duration = Duration::from_secs(10);
 
+        let mut load = on(server, &["load", "--json"]);
         load.args(["--agents", "4", "--rate", "400"])
             .args(["--duration", "6s", "--lease", "2s"]);
         let mut child = load.spawn().unwrap();
@@ -178,14 +190,14 @@ mod brokers {
             assert!(errors.read_line(&mut lines).unwrap() > 0, "{lines}");
         }
         let gone = Instant::now();
-        kill();
+        server.kill();
         // Progress goes on without the server; a second of it is what the run has to bridge.
         let killed = sent_for(&lines);
         while sent_for(&lines) <= killed {
             assert!(begun.elapsed() < LIMIT, "{lines}");
             assert!(errors.read_line(&mut lines).unwrap() > 0, "{lines}");
         }
-        restart();
+        server.restart();
         let away = gone.elapsed();
         // Nobody else reads it, and it must not fill up.
         let rest = std::thread::spawn(move || {
@@ -222,40 +234,30 @@ mod redis {
     #[test]
     fn a_run_on_redis_delivers_everything_once() {
         let Some(server) = server() else { return };
-        delivers_everything_once(common::redis::on(&server, &["load", "--json"]), "redis");
+        delivers_everything_once(&server, "redis");
     }
 
     #[test]
     fn a_killed_and_restarted_server_loses_nothing() {
         let Some(server) = server() else { return };
-        let load = common::redis::on(&server, &["load", "--json"]);
-        survives_a_kill(
-            load,
-            || server.kill().unwrap(),
-            || server.restart().unwrap(),
-        );
+        survives_a_kill(&server);
     }
 }
 
 #[cfg(all(unix, feature = "nats"))]
 mod nats {
     use super::brokers::{delivers_everything_once, survives_a_kill};
-    use super::common::nats::{on, server};
+    use super::common::nats::server;
 
     #[test]
     fn a_run_on_nats_delivers_everything_once() {
         let Some(server) = server() else { return };
-        delivers_everything_once(on(&server, &["load", "--json"]), "nats");
+        delivers_everything_once(&server, "nats");
     }
 
     #[test]
     fn a_killed_and_restarted_server_loses_nothing() {
         let Some(server) = server() else { return };
-        let load = on(&server, &["load", "--json"]);
-        survives_a_kill(
-            load,
-            || server.kill().unwrap(),
-            || server.restart().unwrap(),
-        );
+        survives_a_kill(&server);
     }
 }

@@ -2,9 +2,12 @@
 
 mod common;
 
-#[cfg(any(feature = "memory", all(unix, feature = "redis")))]
+#[cfg(any(
+    feature = "memory",
+    all(unix, any(feature = "nats", feature = "redis"))
+))]
 use common::{feed, json};
-use common::{finish, mas, text};
+use common::{finish, mas, on_each_broker, text};
 
 #[test]
 fn arguments_are_checked() {
@@ -105,21 +108,19 @@ fn a_rate_is_not_exceeded() {
     assert!(seconds >= 0.9, "{json}");
 }
 
-#[cfg(all(unix, feature = "redis"))]
-mod redis {
+/// What holds on every broker.
+#[cfg(all(unix, any(feature = "nats", feature = "redis")))]
+mod brokers {
     use std::collections::BTreeSet;
     use std::io::{BufRead, BufReader, Read, Write};
     use std::process::Stdio;
 
-    use super::common::redis::{on, run, server, succeed};
-    use super::common::{json_lines, signal};
+    use super::common::{Broker, json_lines, on, run, signal, succeed};
     use super::*;
 
-    #[test]
-    fn every_attribute_arrives() {
-        let Some(server) = server(&[]) else { return };
+    pub(super) fn every_attribute_arrives(server: &dyn Broker) {
         let published = succeed(
-            &server,
+            server,
             &[
                 "pub",
                 "orders.created",
@@ -155,7 +156,7 @@ mod redis {
             "{told}"
         );
         let output = succeed(
-            &server,
+            server,
             &[
                 "sub",
                 "orders.created",
@@ -185,15 +186,13 @@ mod redis {
         );
     }
 
-    #[test]
-    fn many_lines_arrive_once_each() {
-        let Some(server) = server(&[]) else { return };
+    pub(super) fn many_lines_arrive_once_each(server: &dyn Broker) {
         let lines: String = (1..=20_000).map(|n| format!("{n}\n")).collect();
-        let output = feed(on(&server, &["pub", "numbers", "--json"]), lines.as_bytes());
+        let output = feed(on(server, &["pub", "numbers", "--json"]), lines.as_bytes());
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert_eq!(json(&output)["published"], 20_000);
         let output = succeed(
-            &server,
+            server,
             &[
                 "sub", "numbers", "--group", "g", "--count", "20000", "--json",
             ],
@@ -207,7 +206,7 @@ mod redis {
         assert_eq!(numbers.len(), 20_000);
         assert_eq!((numbers.first(), numbers.last()), (Some(&1), Some(&20_000)));
         // Every ack was confirmed before it ended.
-        let lag = json(&succeed(&server, &["lag", "numbers", "g", "--json"]));
+        let lag = json(&succeed(server, &["lag", "numbers", "g", "--json"]));
         assert_eq!(
             (&lag["waiting"], &lag["pending"]),
             (&0.into(), &0.into()),
@@ -215,35 +214,31 @@ mod redis {
         );
     }
 
-    #[test]
-    fn batches_and_binary_payloads_arrive() {
-        let Some(server) = server(&[]) else { return };
+    pub(super) fn batches_and_binary_payloads_arrive(server: &dyn Broker) {
         let output = feed(
-            on(&server, &["pub", "t", "--batch", "3"]),
+            on(server, &["pub", "t", "--batch", "3"]),
             b"\xff\x00\n1\n2\n3",
         );
         assert!(output.status.success(), "{}", text(&output.stderr));
-        let output = succeed(&server, &["sub", "t", "-g", "g", "-n", "4", "--json"]);
+        let output = succeed(server, &["sub", "t", "-g", "g", "-n", "4", "--json"]);
         let messages = json_lines(&output);
         assert_eq!(messages[0]["payload_base64"], "/wA=");
         assert_eq!(messages[0].get("payload"), None);
         let lines = b"\xff\x00\n1\n\n2\n";
-        let output = feed(on(&server, &["pub", "plain"]), lines);
+        let output = feed(on(server, &["pub", "plain"]), lines);
         assert!(output.status.success(), "{}", text(&output.stderr));
-        let plain = succeed(&server, &["sub", "plain", "-g", "g", "-n", "4"]);
+        let plain = succeed(server, &["sub", "plain", "-g", "g", "-n", "4"]);
         assert_eq!(plain.stdout, lines);
     }
 
-    #[test]
-    fn what_is_only_looked_at_comes_back() {
-        let Some(server) = server(&[]) else { return };
-        succeed(&server, &["pub", "t", "a", "b", "c"]);
+    pub(super) fn what_is_only_looked_at_comes_back(server: &dyn Broker) {
+        succeed(server, &["pub", "t", "a", "b", "c"]);
         let look = ["sub", "t", "-g", "g", "-n", "2", "--json", "--ack", "never"];
-        assert_eq!(json_lines(&succeed(&server, &look)).len(), 2);
-        let lag = json(&succeed(&server, &["lag", "t", "g", "--json"]));
+        assert_eq!(json_lines(&succeed(server, &look)).len(), 2);
+        let lag = json(&succeed(server, &["lag", "t", "g", "--json"]));
         let open = lag["waiting"].as_u64().unwrap() + lag["pending"].as_u64().unwrap();
         assert_eq!(open, 3, "{lag}");
-        let all = succeed(&server, &["sub", "t", "-g", "g", "-n", "3", "--json"]);
+        let all = succeed(server, &["sub", "t", "-g", "g", "-n", "3", "--json"]);
         let all = json_lines(&all);
         let payloads: BTreeSet<_> = all.iter().map(|m| m["payload"].as_str().unwrap()).collect();
         assert_eq!(payloads, BTreeSet::from(["a", "b", "c"]));
@@ -251,24 +246,20 @@ mod redis {
         assert_eq!(again, 2, "{all:?}");
     }
 
-    #[test]
-    fn too_few_messages_are_told_by_the_exit_code() {
-        let Some(server) = server(&[]) else { return };
-        succeed(&server, &["pub", "t", "a"]);
+    pub(super) fn too_few_messages_are_told_by_the_exit_code(server: &dyn Broker) {
+        succeed(server, &["pub", "t", "a"]);
         let arguments = ["sub", "t", "-g", "g", "-n", "2", "--timeout", "3s"];
-        let output = run(&server, &arguments);
+        let output = run(server, &arguments);
         assert_eq!(output.status.code(), Some(1));
         assert_eq!(output.stdout, b"a\n");
         assert!(text(&output.stderr).contains("1 of 2 messages came"));
         // Without a count, the end of the messages is no failure.
-        let output = succeed(&server, &["sub", "t", "-g", "g", "--timeout", "200ms"]);
+        let output = succeed(server, &["sub", "t", "-g", "g", "--timeout", "200ms"]);
         assert!(output.stdout.is_empty());
     }
 
-    #[test]
-    fn from_latest_leaves_what_is_there() {
-        let Some(server) = server(&[]) else { return };
-        succeed(&server, &["pub", "t", "old"]);
+    pub(super) fn from_latest_leaves_what_is_there(server: &dyn Broker) {
+        succeed(server, &["pub", "t", "old"]);
         let arguments = [
             "sub",
             "t",
@@ -279,17 +270,15 @@ mod redis {
             "--timeout",
             "200ms",
         ];
-        assert!(succeed(&server, &arguments).stdout.is_empty());
-        succeed(&server, &["pub", "t", "new"]);
-        let output = succeed(&server, &["sub", "t", "-g", "g", "-n", "1"]);
+        assert!(succeed(server, &arguments).stdout.is_empty());
+        succeed(server, &["pub", "t", "new"]);
+        let output = succeed(server, &["sub", "t", "-g", "g", "-n", "1"]);
         assert_eq!(output.stdout, b"new\n");
     }
 
-    #[test]
-    fn ctrl_c_drains_the_subscriber() {
-        let Some(server) = server(&[]) else { return };
-        succeed(&server, &["pub", "t", "a", "b"]);
-        let mut child = on(&server, &["sub", "t", "-g", "g"]).spawn().unwrap();
+    pub(super) fn ctrl_c_drains_the_subscriber(server: &dyn Broker) {
+        succeed(server, &["pub", "t", "a", "b"]);
+        let mut child = on(server, &["sub", "t", "-g", "g"]).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         for expected in ["a\n", "b\n"] {
@@ -300,7 +289,7 @@ mod redis {
         signal(child.id(), "INT");
         let output = finish(child);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-        let lag = json(&succeed(&server, &["lag", "t", "g", "--json"]));
+        let lag = json(&succeed(server, &["lag", "t", "g", "--json"]));
         assert_eq!(
             (&lag["waiting"], &lag["pending"]),
             (&0.into(), &0.into()),
@@ -308,15 +297,13 @@ mod redis {
         );
     }
 
-    #[test]
-    fn ctrl_c_ends_endless_input_with_every_line_confirmed() {
-        let Some(server) = server(&[]) else { return };
-        let mut command = on(&server, &["pub", "t", "--json"]);
+    pub(super) fn ctrl_c_ends_endless_input_with_every_line_confirmed(server: &dyn Broker) {
+        let mut command = on(server, &["pub", "t", "--json"]);
         let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"a\nb\n").unwrap();
         // They went out although the input is open.
-        let output = succeed(&server, &["sub", "t", "-g", "g", "-n", "2"]);
+        let output = succeed(server, &["sub", "t", "-g", "g", "-n", "2"]);
         assert_eq!(output.stdout, b"a\nb\n");
         signal(child.id(), "INT");
         let output = finish(child);
@@ -327,15 +314,13 @@ mod redis {
         drop(stdin);
     }
 
-    #[test]
-    fn a_reader_that_goes_away_ends_it_quietly_and_loses_nothing() {
-        let Some(server) = server(&[]) else { return };
+    pub(super) fn a_reader_that_goes_away_ends_it_quietly_and_loses_nothing(server: &dyn Broker) {
         // More than a pipe holds.
         let long = "x".repeat(1000);
         let lines: String = (0..1000).map(|n| format!("{n} {long}\n")).collect();
-        let output = feed(on(&server, &["pub", "t"]), lines.as_bytes());
+        let output = feed(on(server, &["pub", "t"]), lines.as_bytes());
         assert!(output.status.success());
-        let mut child = on(&server, &["sub", "t", "-g", "g"]).spawn().unwrap();
+        let mut child = on(server, &["sub", "t", "-g", "g"]).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
@@ -345,24 +330,22 @@ mod redis {
         assert_eq!(output.status.code(), Some(0));
         assert_eq!(text(&output.stderr), "");
         // What nobody could have read is still there.
-        let lag = json(&succeed(&server, &["lag", "t", "g", "--json"]));
+        let lag = json(&succeed(server, &["lag", "t", "g", "--json"]));
         let open = lag["waiting"].as_u64().unwrap() + lag["pending"].as_u64().unwrap();
         assert!((1..1000).contains(&open), "{lag}");
     }
 
-    #[test]
-    fn a_broker_that_dies_ends_it_with_the_line_to_go_on_with() {
-        let Some(server) = server(&[]) else { return };
-        let mut command = on(&server, &["pub", "t", "--json"]);
+    pub(super) fn a_broker_that_dies_ends_it_with_the_line_to_go_on_with(server: &dyn Broker) {
+        let mut command = on(server, &["pub", "t", "--json"]);
         command
             .env("PUBLISH_TIMEOUT", "500ms")
             .stdin(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"a\n").unwrap();
-        let output = succeed(&server, &["sub", "t", "-g", "g", "-n", "1"]);
+        let output = succeed(server, &["sub", "t", "-g", "g", "-n", "1"]);
         assert_eq!(output.stdout, b"a\n");
-        server.kill().unwrap();
+        server.kill();
         stdin.write_all(b"b\n").unwrap();
         // The input is open: it ends all the same.
         let output = finish(child);
@@ -381,19 +364,17 @@ mod redis {
         );
     }
 
-    #[test]
-    fn a_second_ctrl_c_ends_at_once() {
-        let Some(server) = server(&[]) else { return };
-        let mut child = on(&server, &["pub", "t"])
+    pub(super) fn a_second_ctrl_c_ends_at_once(server: &dyn Broker) {
+        let mut child = on(server, &["pub", "t"])
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"a\n").unwrap();
-        let output = succeed(&server, &["sub", "t", "-g", "g", "-n", "1"]);
+        let output = succeed(server, &["sub", "t", "-g", "g", "-n", "1"]);
         assert_eq!(output.stdout, b"a\n");
         // What is read now has no answer.
-        server.freeze(true).unwrap();
+        server.freeze(true);
         stdin.write_all(b"b\n").unwrap();
         let mut errors = BufReader::new(child.stderr.take().unwrap());
         signal(child.id(), "INT");
@@ -402,10 +383,24 @@ mod redis {
         assert!(line.contains("once more ends at once"), "{line}");
         signal(child.id(), "INT");
         let output = finish(child);
-        server.freeze(false).unwrap();
+        server.freeze(false);
         assert_eq!(output.status.code(), Some(130));
         let mut rest = String::new();
         errors.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "");
     }
+}
+
+on_each_broker! {
+    every_attribute_arrives,
+    many_lines_arrive_once_each,
+    batches_and_binary_payloads_arrive,
+    what_is_only_looked_at_comes_back,
+    too_few_messages_are_told_by_the_exit_code,
+    from_latest_leaves_what_is_there,
+    ctrl_c_drains_the_subscriber,
+    ctrl_c_ends_endless_input_with_every_line_confirmed,
+    a_reader_that_goes_away_ends_it_quietly_and_loses_nothing,
+    a_broker_that_dies_ends_it_with_the_line_to_go_on_with,
+    a_second_ctrl_c_ends_at_once,
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{finish, mas, text};
+use common::{finish, mas, on_each_broker, text};
 
 const COMMANDS: [&str; 7] = [
     "pub",
@@ -101,22 +101,20 @@ fn memory_is_said_to_be_empty() {
     }
 }
 
-#[cfg(all(unix, feature = "redis"))]
-mod redis {
+/// What holds on every broker.
+#[cfg(all(unix, any(feature = "nats", feature = "redis")))]
+mod brokers {
     use serde_json::json;
 
-    use super::common::redis::{run, server, succeed};
-    use super::common::{json, json_lines};
+    use super::common::{Broker, json, json_lines, run, succeed};
     use super::*;
 
-    #[test]
-    fn topics_groups_and_lag_are_told() {
-        let Some(server) = server(&[]) else { return };
-        succeed(&server, &["pub", "b.two", "1", "2", "3"]);
-        succeed(&server, &["sub", "b.two", "-g", "g", "-n", "1"]);
-        succeed(&server, &["pub", "a.one", "1"]);
+    pub(super) fn topics_groups_and_lag_are_told(server: &dyn Broker) {
+        succeed(server, &["pub", "b.two", "1", "2", "3"]);
+        succeed(server, &["sub", "b.two", "-g", "g", "-n", "1"]);
+        succeed(server, &["pub", "a.one", "1"]);
         assert_eq!(
-            json_lines(&succeed(&server, &["topics", "--json"])),
+            json_lines(&succeed(server, &["topics", "--json"])),
             [
                 json!({"topic": "a.one", "internal": false, "groups": []}),
                 json!({"topic": "b.two", "internal": false, "groups":
@@ -124,54 +122,56 @@ mod redis {
             ]
         );
         assert_eq!(
-            text(&succeed(&server, &["topics"]).stdout),
+            text(&succeed(server, &["topics"]).stdout),
             "TOPIC  LAG  GROUPS\na.one    -\nb.two    2  g\n"
         );
         let expected = "TOPIC  GROUP  WAITING  PENDING\nb.two  g            2        0\n";
         for arguments in [&["lag"][..], &["lag", "b.two"], &["lag", "b.two", "g"]] {
-            assert_eq!(text(&succeed(&server, arguments).stdout), expected);
+            assert_eq!(text(&succeed(server, arguments).stdout), expected);
         }
-        assert_eq!(json(&succeed(&server, &["lag", "--json"]))["waiting"], 2);
+        assert_eq!(json(&succeed(server, &["lag", "--json"]))["waiting"], 2);
     }
 
-    #[test]
-    fn what_is_not_there_is_told() {
-        let Some(server) = server(&[]) else { return };
-        succeed(&server, &["pub", "t", "1"]);
+    pub(super) fn what_is_not_there_is_told(server: &dyn Broker) {
+        succeed(server, &["pub", "t", "1"]);
         for (arguments, why) in [
             (&["lag", "x"][..], "there is no topic x"),
             (&["lag", "t", "g"], "group"),
             (&["purge", "x", "--yes"], "there is no topic x"),
         ] {
-            let output = run(&server, arguments);
+            let output = run(server, arguments);
             assert_eq!(output.status.code(), Some(2), "{arguments:?}");
             assert!(text(&output.stderr).contains(why), "{arguments:?}");
         }
     }
 
-    #[test]
-    fn a_topic_is_purged_when_that_is_meant() {
-        let Some(server) = server(&[]) else { return };
-        succeed(&server, &["pub", "t", "1", "2", "3"]);
-        succeed(&server, &["sub", "t", "-g", "g", "-n", "1"]);
-        let output = run(&server, &["purge", "t"]);
+    pub(super) fn a_topic_is_purged_when_that_is_meant(server: &dyn Broker) {
+        succeed(server, &["pub", "t", "1", "2", "3"]);
+        succeed(server, &["sub", "t", "-g", "g", "-n", "1"]);
+        let output = run(server, &["purge", "t"]);
         assert_eq!(output.status.code(), Some(2));
         let told = text(&output.stdout);
         assert!(told.contains("group g: 2 messages waiting"), "{told}");
         assert!(text(&output.stderr).contains("--yes"));
-        let output = run(&server, &["purge", "t", "--json"]);
+        let output = run(server, &["purge", "t", "--json"]);
         assert_eq!(output.status.code(), Some(2));
         assert_eq!(json(&output)["purged"], false);
         assert_eq!(
-            json(&succeed(&server, &["lag", "t", "g", "--json"]))["waiting"],
+            json(&succeed(server, &["lag", "t", "g", "--json"]))["waiting"],
             2
         );
-        let purged = json(&succeed(&server, &["purge", "t", "--yes", "--json"]));
+        let purged = json(&succeed(server, &["purge", "t", "--yes", "--json"]));
         assert_eq!(purged["purged"], true);
         assert_eq!(purged["groups"][0]["waiting"], 2);
         assert_eq!(
-            json(&succeed(&server, &["lag", "t", "g", "--json"]))["waiting"],
+            json(&succeed(server, &["lag", "t", "g", "--json"]))["waiting"],
             0
         );
     }
+}
+
+on_each_broker! {
+    topics_groups_and_lag_are_told,
+    what_is_not_there_is_told,
+    a_topic_is_purged_when_that_is_meant,
 }

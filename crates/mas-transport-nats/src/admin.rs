@@ -103,13 +103,12 @@ impl Admin for NatsAdmin {
         // A task of its own, so that a dropped call is not half done.
         let (shared, topic) = (self.0.clone(), topic.clone());
         let purging = self.0.tasks.spawn(async move {
-            let last = info.state.last_sequence;
+            let (first, last) = (info.state.first_sequence, info.state.last_sequence);
             // Members are not told of a loss that somebody asked for.
-            shared
+            let removing = shared
                 .notes
-                .trimming(&topic, incarnation(&info), last)
-                .await?;
-            shared.streams.purge("purge", &topic, Some(last + 1)).await
+                .remove("purge", &topic, incarnation(&info), first..=last);
+            removing.await
         });
         purging
             .await

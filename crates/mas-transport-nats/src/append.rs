@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::{HeaderMap, StatusCode, Subject, Subscriber};
@@ -14,14 +15,17 @@ use futures::{FutureExt as _, StreamExt as _};
 use mas_transport_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::{Link, lock};
 use crate::error::{answered, error};
+use crate::refusals::{Refusal, Refusals};
 
 /// Most answers that are sorted in at a time.
 const AT_ONCE: usize = 256;
+/// Without a subscription, how often it is tried to have one.
+const LISTEN_AGAIN: Duration = Duration::from_millis(100);
 
 /// What is to be appended.
 #[derive(Debug)]
@@ -40,6 +44,8 @@ pub(crate) enum Answer {
     Refused(jetstream::Error),
     /// There is no stream for its subject.
     Nobody,
+    /// The user may not do this.
+    Denied(Refusal),
     /// The answer has a form that is not known.
     Strange,
     /// It was not given to the client in time.
@@ -70,6 +76,7 @@ impl Answer {
                 "the server's answer has a form that is not known",
             )
             .maybe_stored()),
+            Self::Denied(refusal) => return Err(link.deny(operation, refusal)),
             Self::Unsent => Err(late(operation)),
             Self::Broken => return Err(link.broken(operation)),
             Self::Silent => return Err(link.silent(operation)),
@@ -86,6 +93,9 @@ pub(crate) fn late(operation: &'static str) -> Error {
 #[derive(Debug)]
 struct Batch {
     answers: Vec<Option<Answer>>,
+    /// From which place on they went to which subject.
+    subjects: Vec<(usize, Subject)>,
+    since: Instant,
     /// Over which connection it was sent.
     epoch: u64,
     /// How many are missing.
@@ -146,6 +156,8 @@ impl Appender {
             if !state.closed {
                 let batch = Batch {
                     answers: std::iter::repeat_with(|| None).take(count).collect(),
+                    subjects: subjects(&entries),
+                    since: Instant::now(),
                     epoch: self.link.epoch(),
                     left: count,
                     done,
@@ -205,7 +217,7 @@ impl Sent {
                         .is_none_or(|b| b.left <= count - sent)
                 };
                 while !asked() {
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    sleep(Duration::from_millis(5)).await;
                 }
             };
             let _ = timeout_at(deadline, answered).await;
@@ -275,23 +287,35 @@ async fn sort(
                 if changed.is_err() {
                     break;
                 }
+                deny(&mut lock(&state), link.refusals());
                 if link.is_up() && link.epoch() == epoch {
                     continue;
                 }
                 epoch = link.epoch();
                 // What came before the connection broke counts.
-                while let Some(Some(chunk)) = answers.next().now_or_never() {
-                    enter(&state, prefix, chunk);
+                while let Some(chunk) = answers.next().now_or_never() {
+                    match chunk {
+                        Some(chunk) => enter(&state, prefix, chunk),
+                        None => {
+                            deaf = true;
+                            break;
+                        }
+                    }
                 }
                 // What was sent over the new connection is still answered.
                 let broken = if link.is_up() { epoch } else { u64::MAX };
                 give_up(&mut lock(&state), broken);
-                if deaf && link.is_up() && let Ok(again) = listen(&link, &inbox).await {
-                    answers = again;
-                    deaf = false;
-                }
             }
+            // The event of the new client may have come before the end of the old one was seen.
+            () = sleep(LISTEN_AGAIN), if deaf => {}
             () = closing.cancelled() => break,
+        }
+        if deaf
+            && link.is_up()
+            && let Ok(again) = listen(&link, &inbox).await
+        {
+            answers = again;
+            deaf = false;
         }
     }
     let mut state = lock(&state);
@@ -305,6 +329,42 @@ fn give_up(state: &mut State, epoch: u64) {
     for (_, batch) in broken {
         let _ = batch.done.send(batch.answers);
     }
+}
+
+/// What the server refused will not be answered.
+fn deny(state: &mut State, refusals: &Refusals) {
+    let denied = state.batches.extract_if(|_, batch| {
+        let ends = batch.subjects.iter().skip(1).map(|(at, _)| *at);
+        let ends: Vec<usize> = ends.chain([batch.answers.len()]).collect();
+        for ((begin, subject), end) in batch.subjects.iter().zip(ends) {
+            if refusals.find(subject, batch.since).is_none() {
+                continue;
+            }
+            let slots = batch.answers.get_mut(*begin..end).unwrap_or_default();
+            for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
+                *slot = refusals.find(subject, batch.since).map(Answer::Denied);
+                batch.left -= usize::from(slot.is_some());
+            }
+        }
+        batch.left == 0
+    });
+    for (_, batch) in denied {
+        let _ = batch.done.send(batch.answers);
+    }
+}
+
+/// The subjects of entries, each with the first place of those in a row that go there.
+fn subjects(entries: &[Entry]) -> Vec<(usize, Subject)> {
+    let mut subjects: Vec<(usize, Subject)> = Vec::new();
+    for (at, entry) in entries.iter().enumerate() {
+        if subjects
+            .last()
+            .is_none_or(|(_, last)| *last != entry.subject)
+        {
+            subjects.push((at, entry.subject.clone()));
+        }
+    }
+    subjects
 }
 
 fn enter(state: &Mutex<State>, prefix: usize, chunk: Vec<async_nats::Message>) {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream;
@@ -14,7 +15,7 @@ use mas_transport_core::{ErrorKind, Record, Result, Settled, Topic};
 use tokio::time::Instant;
 
 use crate::append::{Answer, Entry};
-use crate::decode;
+use crate::decode::{self, MOST_HEADERS};
 use crate::lease::Lease;
 use crate::member::Member;
 use crate::notes::Raw;
@@ -85,8 +86,8 @@ async fn bury_page(member: &Arc<Member>, page: Vec<Burial>) -> Vec<settle::Answe
                 Err(error) => answers.extend(finish(member, vec![item], Err(error), false)),
             }
         }
-        let replies = buried.iter().map(|(_, _, lease)| lease.reply.clone());
-        let done = acknowledge(member, replies.collect(), until).await;
+        let targets = buried.iter().map(|(_, _, lease)| lease.into());
+        let done = acknowledge(member, targets.collect(), until).await;
         answers.extend(finish(member, buried, done.map(|()| Settled::Done), true));
     }
     answers
@@ -113,9 +114,14 @@ async fn letter(member: &Member, lease: &Lease, record: Record, malformed: bool)
     };
     let payload = Bytes::from(payload);
     let target = target(member, malformed);
-    let (headers, payload) = match decode::parse(&headers) {
-        Ok(headers) if !malformed => (decode::verbatim(headers, &record), payload),
-        parsed => {
+    let parsed = decode::parse(&headers);
+    let verbatim = match &parsed {
+        Ok(headers) if !malformed => fitting(headers, record.clone()),
+        _ => None,
+    };
+    let (headers, payload) = match (verbatim, parsed) {
+        (Some(headers), _) => (headers, payload),
+        (None, parsed) => {
             // As the payload of a message of its own, as it was found.
             let mut original: Vec<(Bytes, Bytes)> = match parsed {
                 Ok(headers) => headers
@@ -133,6 +139,29 @@ async fn letter(member: &Member, lease: &Lease, record: Record, malformed: bool)
         headers: Some(headers),
         payload,
     })
+}
+
+/// The headers of a letter, with as much of its record as the server stores; `None` where what another
+/// program wrote leaves no room for any.
+fn fitting(headers: &[(String, String)], mut record: Record) -> Option<HeaderMap> {
+    loop {
+        let letter = decode::verbatim(headers, &record);
+        if decode::wire_size(&letter) <= MOST_HEADERS {
+            return Some(letter);
+        }
+        if record.history.is_empty() {
+            // As much as tells what it was.
+            let short: String = record.reason.text.chars().take(256).collect();
+            if short.len() == record.reason.text.len() {
+                return None;
+            }
+            record.reason.text = short;
+        } else {
+            // The oldest come first.
+            let half = record.history.len().div_ceil(2);
+            record.history.drain(..half);
+        }
+    }
 }
 
 async fn append(

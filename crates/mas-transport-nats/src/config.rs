@@ -48,6 +48,7 @@ pub struct NatsConfig {
     pub(crate) storage: Storage,
     pub(crate) max_message_bytes: usize,
     pub(crate) max_topic_messages: Option<u64>,
+    pub(crate) max_topic_bytes: Option<u64>,
     pub(crate) duplicate_window: Duration,
     pub(crate) max_ack_pending: i64,
     pub(crate) connect_timeout: Duration,
@@ -73,6 +74,7 @@ impl NatsConfig {
             storage: Storage::File,
             max_message_bytes: MAX_MESSAGE,
             max_topic_messages: None,
+            max_topic_bytes: None,
             duplicate_window: Duration::from_secs(120),
             max_ack_pending: 100_000,
             connect_timeout: Duration::from_secs(5),
@@ -165,7 +167,8 @@ impl NatsConfig {
     }
 
     /// Encrypts the connection, and says whom to trust and what to show: also for an address that
-    /// was given as `nats://`. Off by default, on with `tls://`.
+    /// was given as `nats://`. Off by default, on with `tls://`; without it a server that wants
+    /// encryption is refused.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
@@ -203,6 +206,9 @@ impl NatsConfig {
 
     /// The largest message, 1 MiB by default, at most 64 MiB; the server's `max_payload`, less 48 KiB
     /// for how headers are written, bounds it too. 32 KiB of it are kept for the record of a dead letter.
+    /// Headers and attributes together take at most 56 KiB, as they are encoded: servers store no more
+    /// than 64 KiB of them, and the record of a dead letter is one. Where it does not fit, its oldest
+    /// failures are left out.
     #[must_use]
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.max_message_bytes = bytes;
@@ -215,6 +221,15 @@ impl NatsConfig {
     #[must_use]
     pub fn max_topic_messages(mut self, messages: u64) -> Self {
         self.max_topic_messages = Some(messages);
+        self
+    }
+
+    /// How many bytes a topic keeps, headers included, before publishing to it fails with
+    /// [`Full`](mas_transport_core::ErrorKind::Full); none by default: the server's limits bound it.
+    /// A topic that exists with another bound is refused.
+    #[must_use]
+    pub fn max_topic_bytes(mut self, bytes: u64) -> Self {
+        self.max_topic_bytes = Some(bytes);
         self
     }
 
@@ -236,7 +251,7 @@ impl NatsConfig {
     }
 
     /// How long `connect` goes on trying before it fails, and how long one attempt to reconnect may
-    /// take; 5 s by default.
+    /// take; 5 s by default. Of several servers each is given its part of it.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -287,8 +302,12 @@ impl NatsConfig {
         if self.max_ack_pending < 1000 {
             return wrong("a group holds at least 1,000 messages unsettled");
         }
-        if self.max_topic_messages == Some(0) {
+        if self.max_topic_messages == Some(0) || self.max_topic_bytes == Some(0) {
             return wrong("a topic keeps at least one message");
+        }
+        // Servers take no shorter one.
+        if self.duplicate_window < Duration::from_millis(100) {
+            return wrong("duplicates are remembered for at least 100 ms");
         }
         let millisecond = Duration::from_millis(1);
         if self.connect_timeout < millisecond || self.response_timeout < millisecond {
@@ -380,6 +399,8 @@ mod tests {
             ok.clone().max_in_flight(0),
             ok.clone().max_ack_pending(10),
             ok.clone().max_topic_messages(0),
+            ok.clone().max_topic_bytes(0),
+            ok.clone().duplicate_window(Duration::ZERO),
             ok.clone().response_timeout(Duration::ZERO),
         ] {
             wrong.check().unwrap_err();

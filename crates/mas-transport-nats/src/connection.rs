@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{self, Context};
+use async_nats::rustls::{self, ClientConfig, RootCertStore};
 use async_nats::{Client, ConnectOptions, Event, Statistics};
 use mas_transport_core::backend::Wait;
 pub(crate) use mas_transport_core::backend::lock;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::BACKEND;
 use crate::config::{Identity, NatsConfig};
 use crate::error::{connect, error, unanswered};
+use crate::refusals::{Refusal, Refusals};
 
 /// Between attempts to connect.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -30,7 +32,7 @@ const PING: Duration = Duration::from_secs(5);
 /// Requests that may wait for the task that writes.
 const WAITING: usize = 8192;
 /// What a subscription may hold before the client drops messages: more than is ever in flight.
-const HELD: usize = 65_536;
+pub(crate) const HELD: usize = 65_536;
 
 /// How often the client tries to reconnect before it gives up, and a new one takes its place: it cannot be
 /// stopped meanwhile.
@@ -41,6 +43,7 @@ const ATTEMPTS: usize = 30;
 pub(crate) struct Link {
     pub(crate) config: Arc<NatsConfig>,
     current: Mutex<Current>,
+    refusals: Arc<Refusals>,
     changes: watch::Sender<u64>,
     closing: CancellationToken,
 }
@@ -49,7 +52,6 @@ pub(crate) struct Link {
 #[derive(Clone, Debug)]
 struct Current {
     client: Client,
-    jetstream: Context,
     statistics: Arc<Statistics>,
     /// Connections of the clients before this one.
     before: u64,
@@ -64,20 +66,23 @@ impl Link {
     pub(crate) async fn connect(config: Arc<NatsConfig>) -> Result<Self> {
         config.check()?;
         let deadline = Instant::now() + config.connect_timeout;
+        let mut last = None;
         loop {
             let failed = match timeout_at(deadline, Self::dial(config.clone())).await {
                 Ok(Ok(link)) => return Ok(link),
                 Ok(Err(error)) => error,
                 Err(_) => {
                     let why = "the server did not answer in time";
-                    return Err(error(ErrorKind::Unavailable, "connect", why)
-                        .with("address", config.address()));
+                    let silent = || error(ErrorKind::Unavailable, "connect", why);
+                    let silent = || silent().with("address", config.address());
+                    return Err(last.unwrap_or_else(silent));
                 }
             };
             if !failed.is_retryable() || Instant::now() + AGAIN >= deadline {
                 return Err(failed);
             }
             tracing::debug!(error = %failed, "connecting again");
+            last = Some(failed);
             sleep(AGAIN).await;
         }
     }
@@ -86,10 +91,12 @@ impl Link {
     pub(crate) async fn dial(config: Arc<NatsConfig>) -> Result<Self> {
         let changes = watch::Sender::new(0);
         let closing = CancellationToken::new();
-        let current = open(&config, &changes, &closing, 0).await?;
+        let refusals = Arc::default();
+        let current = open(&config, &refusals, &changes, &closing, 0).await?;
         Ok(Self {
             config,
             current: Mutex::new(current),
+            refusals,
             changes,
             closing,
         })
@@ -105,7 +112,13 @@ impl Link {
                 () = current.ended.cancelled() => {}
             }
             let before = current.before + current.statistics.connects.load(Ordering::Acquire);
-            let opening = open(&self.config, &self.changes, &self.closing, before);
+            let opening = open(
+                &self.config,
+                &self.refusals,
+                &self.changes,
+                &self.closing,
+                before,
+            );
             match ending.run_until_cancelled(opening).await {
                 None => return,
                 Some(Ok(opened)) => {
@@ -132,14 +145,22 @@ impl Link {
         lock(&self.current).client.clone()
     }
 
+    /// Made anew each time: it keeps a task for as long as it lives.
     pub(crate) fn jetstream(&self) -> Context {
-        lock(&self.current).jetstream.clone()
+        jetstream::ContextBuilder::new()
+            .timeout(self.config.response_timeout)
+            .build(self.client())
     }
 
     /// How often a connection was made: whatever was in flight over an earlier one is in doubt.
     pub(crate) fn epoch(&self) -> u64 {
         let current = lock(&self.current);
         current.before + current.statistics.connects.load(Ordering::Acquire)
+    }
+
+    /// The process of the server that the client is connected to, as that calls itself.
+    pub(crate) fn process(&self) -> Arc<str> {
+        self.client().server_info().server_id.into()
     }
 
     /// Wakes whoever watches when the connection breaks and when it is back.
@@ -175,9 +196,17 @@ impl Link {
                 Ok(Err(_)) => return Err(Error::closed(operation).on(BACKEND)),
                 Err(_) if again < deadline => {}
                 Err(_) => {
-                    let why = "there is no connection to the server";
-                    return Err(error(ErrorKind::Unavailable, operation, why)
-                        .with("address", self.config.address()));
+                    let (kind, why) = match self.refusals.away() {
+                        true => (
+                            ErrorKind::Unauthorized,
+                            "the server no longer lets this user in",
+                        ),
+                        false => (
+                            ErrorKind::Unavailable,
+                            "there is no connection to the server",
+                        ),
+                    };
+                    return Err(error(kind, operation, why).with("address", self.config.address()));
                 }
             }
         }
@@ -202,10 +231,15 @@ impl Link {
             body.clear();
         }
         let client = self.client();
-        let asked = client.request(format!("$JS.API.{subject}"), body.into());
+        let subject = format!("$JS.API.{subject}");
+        let since = Instant::now();
+        let asked = client.request(subject.clone(), body.into());
         tokio::pin!(asked);
         let mut changes = self.changes();
         let answer = loop {
+            if let Some(refused) = self.refused(operation, &subject, since) {
+                return Err(refused);
+            }
             tokio::select! {
                 answer = &mut asked => break answer,
                 // The answer went with the connection.
@@ -244,6 +278,28 @@ impl Link {
         self.ask(operation, subject, request)
             .await?
             .map_err(|told| crate::error::answered(operation, &told))
+    }
+
+    /// Why no answer will come to what was published to a subject since then, if the server said so.
+    pub(crate) fn refused(
+        &self,
+        operation: &'static str,
+        subject: &str,
+        since: Instant,
+    ) -> Option<Error> {
+        let refusal = self.refusals.find(subject, since)?;
+        Some(self.deny(operation, refusal))
+    }
+
+    /// What the server refused lately.
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// A refusal as an error.
+    pub(crate) fn deny(&self, operation: &'static str, refusal: Refusal) -> Error {
+        let error = refusal.into_error(operation);
+        error.with("address", self.config.address())
     }
 
     /// The connection broke while something was on its way.
@@ -288,6 +344,7 @@ impl Drop for Link {
 /// Connects a client.
 async fn open(
     config: &NatsConfig,
+    refusals: &Arc<Refusals>,
     changes: &watch::Sender<u64>,
     closing: &CancellationToken,
     before: u64,
@@ -295,12 +352,14 @@ async fn open(
     let ended = CancellationToken::new();
     // Goes with the client, which has nothing to say then.
     let end = ended.clone().drop_guard();
-    let (changes, closing) = (changes.clone(), closing.clone());
+    let (refusals, changes, closing) = (refusals.clone(), changes.clone(), closing.clone());
     let connected = Arc::new(AtomicBool::new(true));
     let told = connected.clone();
+    // One that is silent leaves time for the others.
+    let servers = u32::try_from(config.servers.len()).unwrap_or(u32::MAX);
     let options = options(config)?
         .name("mas-transport")
-        .connection_timeout(config.connect_timeout)
+        .connection_timeout(config.connect_timeout / servers.max(1))
         .request_timeout(Some(config.response_timeout))
         .ping_interval(PING)
         .client_capacity(WAITING)
@@ -315,6 +374,7 @@ async fn open(
         })
         .event_callback(move |event| {
             let _ = &end;
+            refusals.note(&event);
             match &event {
                 Event::Connected => told.store(true, Ordering::Release),
                 Event::Disconnected => told.store(false, Ordering::Release),
@@ -338,14 +398,10 @@ async fn open(
     let client = options
         .connect(addresses)
         .await
-        .map_err(|e| connect(&config.address(), e))?;
-    let jetstream = jetstream::ContextBuilder::new()
-        .timeout(config.response_timeout)
-        .build(client.clone());
+        .map_err(|e| connect(config, e))?;
     Ok(Current {
         statistics: client.statistics(),
         client,
-        jetstream,
         before,
         connected,
         ended,
@@ -375,9 +431,23 @@ fn options(config: &NatsConfig) -> Result<ConnectOptions> {
         })?,
     };
     Ok(match &config.tls {
-        None => options,
+        None => options.tls_client_config(nobody()?),
         Some(tls) => options
             .require_tls(true)
             .tls_client_config(tls.client_config().map_err(|e| e.on(BACKEND))?),
     })
+}
+
+/// Trusts nobody: to a server that asks for encryption the client turns by itself, also where none is
+/// configured, and then by a provider of cryptography that may not have been chosen.
+fn nobody() -> Result<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| {
+            let why = "no version of TLS can be used";
+            Error::invalid("connect", why).on(BACKEND).because(e)
+        })?;
+    let nobody = RootCertStore::empty();
+    Ok(builder.with_root_certificates(nobody).with_no_client_auth())
 }

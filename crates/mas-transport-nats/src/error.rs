@@ -1,48 +1,119 @@
 //! What the client's and the server's errors mean in the contract's terms.
 
+use std::error::Error as _;
+
 use async_nats::jetstream::{self, ErrorCode};
-use async_nats::{ConnectErrorKind, RequestError, RequestErrorKind};
+use async_nats::rustls::{self, AlertDescription, CertificateError};
+use async_nats::{ConnectError, ConnectErrorKind, RequestError, RequestErrorKind};
 use mas_transport_core::{Error, ErrorKind};
 
 use crate::BACKEND;
+use crate::config::{Identity, NatsConfig};
 
 pub(crate) fn error(kind: ErrorKind, operation: &'static str, message: &'static str) -> Error {
     Error::new(kind, operation, message).on(BACKEND)
 }
 
+/// What to do about a server without JetStream.
+pub(crate) const SWITCHED_OFF: &str =
+    "JetStream is switched off on this server: start it with -js, or with jetstream {} in its file";
+
 /// Why connecting failed.
-pub(crate) fn connect(address: &str, error: async_nats::ConnectError) -> Error {
+pub(crate) fn connect(config: &NatsConfig, error: ConnectError) -> Error {
     let text = error.to_string();
-    let (kind, message) = match error.kind() {
-        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => (
+    let (kind, message) = match (error.kind(), handshake(&error)) {
+        (ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication, _) => (
             ErrorKind::Unauthorized,
-            "the server refuses these credentials: user, password, token, NKEY or credentials file",
+            match config.identity {
+                Identity::Nobody => {
+                    "the server asks who this is: set a user and a password, a token, an NKEY or credentials"
+                }
+                _ => {
+                    "the server refuses these credentials: user, password, token, NKEY or credentials file"
+                }
+            },
         ),
-        ConnectErrorKind::ServerParse => (
+        // The client turns to TLS by itself.
+        (_, Some(_)) if config.tls.is_none() => (
+            ErrorKind::Unsupported,
+            "the server wants encrypted connections: connect with TLS (tls://)",
+        ),
+        (_, Some(handshake)) => handshake,
+        (ConnectErrorKind::ServerParse, _) => (
             ErrorKind::InvalidArgument,
             "the address is not one of a NATS server: host:port",
         ),
-        ConnectErrorKind::Tls => (
-            ErrorKind::Unauthorized,
-            "the encrypted connection was refused: the certificate of one side is not trusted by the other",
+        (ConnectErrorKind::Tls, _) => (
+            ErrorKind::InvalidArgument,
+            "no encrypted connection can be made: the certificates of the system, or the name of the server, cannot be used",
         ),
-        // What rustls says of a certificate comes as an error of the connection.
-        _ if text.contains("certificate") || text.contains("UnknownIssuer") => (
-            ErrorKind::Unauthorized,
-            "the encrypted connection was refused: the certificate of one side is not trusted by the other",
-        ),
-        ConnectErrorKind::Dns => (
+        (ConnectErrorKind::Dns, _) => (
             ErrorKind::Unavailable,
             "the name of the server is not known",
         ),
-        ConnectErrorKind::TimedOut => (ErrorKind::Unavailable, "the server did not answer in time"),
-        ConnectErrorKind::Io | ConnectErrorKind::MaxReconnects => {
+        (ConnectErrorKind::TimedOut, _) => {
+            (ErrorKind::Unavailable, "the server did not answer in time")
+        }
+        _ if text.contains("maximum") && text.contains("connections") => (
+            ErrorKind::Unavailable,
+            "the server has its maximum of connections: raise max_connections or close some",
+        ),
+        (ConnectErrorKind::Io | ConnectErrorKind::MaxReconnects, _) => {
             (ErrorKind::Unavailable, "the server cannot be reached")
         }
     };
     crate::error::error(kind, "connect", message)
-        .with("address", address)
+        .with("address", config.address())
         .because(error)
+}
+
+/// What a failure of TLS means; `None` for one of the network.
+fn handshake(error: &ConnectError) -> Option<(ErrorKind, &'static str)> {
+    use AlertDescription as Alert;
+    let io = error.source()?.downcast_ref::<std::io::Error>()?;
+    let cause = io.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(match cause {
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => (
+            ErrorKind::Unauthorized,
+            "the server's certificate is for another name: connect by a name or an IP address that stands in it",
+        ),
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => (
+            ErrorKind::Unauthorized,
+            "the server's certificate has expired: renew it",
+        ),
+        rustls::Error::InvalidCertificate(_) => (
+            ErrorKind::Unauthorized,
+            "the server's certificate is not trusted: name the authority that signed it with Tls::ca_certificate, or have the system trust it",
+        ),
+        // Servers say the same of one that is missing and of one that they do not take.
+        rustls::Error::AlertReceived(
+            Alert::CertificateRequired
+            | Alert::HandshakeFailure
+            | Alert::UnknownCA
+            | Alert::BadCertificate
+            | Alert::CertificateExpired
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::UnsupportedCertificate
+            | Alert::AccessDenied
+            | Alert::DecryptError,
+        ) => (
+            ErrorKind::Unauthorized,
+            "the server wants a client certificate that its own authority (ca_file) has signed and that is valid now: show one with Tls::client_certificate",
+        ),
+        rustls::Error::InvalidMessage(_) => (
+            ErrorKind::Unsupported,
+            "the server does not speak TLS on this port: give it a tls block, or connect without TLS (nats://)",
+        ),
+        _ => (
+            ErrorKind::Unavailable,
+            "no encrypted connection could be made",
+        ),
+    })
 }
 
 /// An error that a server of JetStream answered: nothing happened.
@@ -68,10 +139,7 @@ pub(crate) fn answered(operation: &'static str, told: &jetstream::Error) -> Erro
             ErrorKind::TooLarge,
             "the message is larger than the stream takes",
         ),
-        ErrorCode::JETSTREAM_NOT_ENABLED => (
-            ErrorKind::Unsupported,
-            "JetStream is switched off on this server: start it with -js, or with jetstream {} in its file",
-        ),
+        ErrorCode::JETSTREAM_NOT_ENABLED => (ErrorKind::Unsupported, SWITCHED_OFF),
         ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => (
             ErrorKind::Unsupported,
             "JetStream is switched off for this account: enable it in the server's accounts",

@@ -1,17 +1,18 @@
 //! What a member takes into its hands, and what it gives back.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use async_nats::{HeaderMap, Message, Subject};
+use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
-use mas_transport_core::{Event, RawDelivery, Result, Token};
+use mas_transport_core::{Event, Message, RawDelivery, Result, Token};
 use tokio::time::Instant;
 
 use crate::connection::lock;
 use crate::decode;
-use crate::lease::{Lease, position};
+use crate::lease::{Lease, Origin, position};
 use crate::member::Member;
-use crate::settle::{Item, extend};
+use crate::settle::{Item, Target, extend};
 
 /// What every acknowledgement's subject begins with.
 const ACK: &str = "$JS.ACK.";
@@ -30,32 +31,47 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
-    /// Reads a message of a pull; `None` when it is one of the server's own.
-    pub(crate) fn read(message: &Message) -> Option<Self> {
-        let reply = message.reply.clone()?;
-        let tokens: Vec<&str> = reply.strip_prefix(ACK)?.split('.').collect();
-        // stream, consumer, delivered, sequence, the consumer's sequence, time, pending; in the
-        // second version behind a domain and an account, and before a token.
-        let tokens = match tokens.len() {
-            7 => tokens.as_slice(),
-            9.. => tokens.get(2..)?,
-            _ => return None,
-        };
+    /// Reads a message of a pull, which leaves nothing of it; `None` when it is one of the server's own.
+    pub(crate) fn read(message: &mut async_nats::Message) -> Option<Self> {
+        let (delivered, sequence) = message.reply.as_deref().and_then(numbers)?;
         Some(Self {
-            delivered: tokens.get(2)?.parse().ok()?,
-            sequence: tokens.get(3)?.parse().ok()?,
-            headers: message.headers.clone(),
-            payload: message.payload.clone(),
-            reply,
+            sequence,
+            delivered,
+            reply: message.reply.take()?,
+            headers: message.headers.take(),
+            payload: std::mem::take(&mut message.payload),
         })
     }
+}
+
+/// How often an entry was sent, and its place in the stream, as the subject of its settlement says.
+fn numbers(reply: &str) -> Option<(u64, u64)> {
+    let tokens = reply.strip_prefix(ACK)?;
+    // stream, consumer, delivered, sequence, the consumer's sequence, time, pending; in the second
+    // version behind a domain and an account, and before a token.
+    let behind = match tokens.split('.').count() {
+        7 => 2,
+        9.. => 4,
+        _ => return None,
+    };
+    let mut tokens = tokens.split('.').skip(behind);
+    Some((tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?))
 }
 
 impl Member {
     /// Takes in entries that were asked for at `asked`. When they were long on their way, their leases
     /// are begun anew first: nobody is handed a nearly ended one.
-    pub(crate) async fn admit(self: &Arc<Self>, entries: Vec<Taken>, asked: Instant) {
+    pub(crate) async fn admit(
+        self: &Arc<Self>,
+        entries: Vec<Taken>,
+        asked: Instant,
+        process: &Arc<str>,
+    ) {
         let mut asked = asked;
+        let origin = Origin {
+            process: process.clone(),
+            epoch: self.link.epoch(),
+        };
         if asked.elapsed() > self.lease / 4 {
             // One whose lease has ended may be somebody else's: it must not be taken away from them.
             if asked.elapsed() >= self.lease {
@@ -64,8 +80,12 @@ impl Member {
             }
             let until = asked + self.lease;
             asked = Instant::now();
-            let replies = entries.iter().map(|entry| entry.reply.clone());
-            if let Err(error) = extend(self, replies.collect(), until).await {
+            let targets = entries.iter().map(|entry| Target {
+                reply: entry.reply.clone(),
+                sequence: entry.sequence,
+                origin: origin.clone(),
+            });
+            if let Err(error) = extend(self, targets.collect(), until).await {
                 tracing::debug!(%error, "what came too late comes back when its lease ends");
                 return;
             }
@@ -93,39 +113,49 @@ impl Member {
         }
         let known = notes.len();
         let mut notes = notes.into_iter();
-        let mut arrivals = Vec::with_capacity(entries.len());
-        {
-            let mut leases = lock(&self.leases);
-            for entry in entries {
-                let mut note = None;
-                let (mut attempt, mut reclaimed) = (1, false);
-                let again = entry.delivered > 1;
-                if again {
-                    if known == 0 {
-                        continue;
-                    }
-                    let found = notes.next().flatten();
-                    note = found.map(|(at, _)| at);
-                    // Without a note its first holder died with it, or never answered.
-                    let (begun, nacked) = found.map_or((1, false), |(_, n)| (n.begun, n.nacked));
-                    attempt = begun.saturating_add(1);
-                    reclaimed = !nacked;
+        let joined = self.joined();
+        // Before the table is locked, which settlements wait for.
+        let mut read = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let mut note = None;
+            let (mut attempt, mut reclaimed) = (1, false);
+            let again = entry.delivered > 1;
+            if again {
+                if known == 0 {
+                    continue;
                 }
-                let lease = Lease {
-                    sequence: entry.sequence,
-                    reply: entry.reply,
-                    attempt,
-                    begun: if again { attempt - 1 } else { 0 },
-                    again,
-                    note,
-                    deadline,
-                };
-                let position = position(entry.sequence);
+                let found = notes.next().flatten();
+                note = found.map(|(at, _)| at);
+                // Without a note its first holder died with it, or never answered.
+                let (begun, nacked) = found.map_or((1, false), |(_, n)| (n.begun, n.nacked));
+                attempt = begun.saturating_add(1);
+                reclaimed = !nacked;
+            }
+            let lease = Lease {
+                sequence: entry.sequence,
+                reply: entry.reply,
+                attempt,
+                begun: if again { attempt - 1 } else { 0 },
+                again,
+                note,
+                joined,
+                origin: origin.clone(),
+                deadline,
+            };
+            let size = entry.payload.len();
+            let position = position(entry.sequence);
+            let message = decode::decode(&self.topic, position, entry.headers, entry.payload);
+            read.push((lease, reclaimed, message, size));
+        }
+        let arrivals = {
+            let mut leases = lock(&self.leases);
+            let arrival = |(lease, reclaimed, message, size): (Lease, bool, _, usize)| {
+                let (attempt, again) = (lease.attempt, lease.again);
+                let position = position(lease.sequence);
                 let token = leases.insert(lease);
-                let raw = entry.payload.len();
-                let message = decode::decode(&self.topic, position, entry.headers, entry.payload);
-                arrivals.push(match message {
+                match message {
                     Ok(message) => {
+                        let message: Message = message;
                         let size = message.size();
                         let delivery = RawDelivery {
                             token,
@@ -145,11 +175,12 @@ impl Member {
                             position,
                             attempt,
                         };
-                        (event, token, raw)
+                        (event, token, size)
                     }
-                });
-            }
-        }
+                }
+            };
+            read.into_iter().map(arrival).collect::<Vec<_>>()
+        };
         lock(&self.place).received += arrivals.len() as u64;
         let refused = self.inbox.add(arrivals);
         self.give_back(refused).await;
@@ -167,6 +198,11 @@ impl Member {
             begun: 0,
             again: false,
             note: None,
+            joined: self.joined(),
+            origin: Origin {
+                process: self.link.process(),
+                epoch: self.link.epoch(),
+            },
             deadline: Instant::now() + self.lease,
         };
         let token = lock(&self.leases).insert(lease);
@@ -227,8 +263,8 @@ impl Member {
     /// Looks among what is out for entries whose headers the client cannot read, over which the
     /// connection for reading breaks.
     pub(crate) async fn unreadable(self: &Arc<Self>) -> Result<()> {
-        /// Most entries that are looked at.
-        const MOST: u64 = 20_000;
+        /// Most entries that are asked for.
+        const MOST: usize = 20_000;
         let streams = &self.shared.streams;
         let Some(info) = streams
             .find_group("fetch", &self.topic, &self.group)
@@ -236,19 +272,18 @@ impl Member {
         else {
             return Ok(());
         };
-        let first = info.ack_floor.stream_sequence + 1;
-        let last = info.delivered.stream_sequence.min(first + MOST);
-        for sequence in first..=last {
-            let held = lock(&self.leases)
-                .iter()
-                .any(|lease| lease.sequence == sequence);
-            let settled = {
-                let place = lock(&self.place);
-                place.settled.contains(sequence) || place.fresh.contains(&sequence)
-            };
-            if held || settled {
-                continue;
-            }
+        let (first, last) = (
+            info.ack_floor.stream_sequence + 1,
+            info.delivered.stream_sequence,
+        );
+        let held: HashSet<u64> = lock(&self.leases).iter().map(|l| l.sequence).collect();
+        let settled = {
+            let mut place = lock(&self.place);
+            place.sort_in();
+            place.settled.clone()
+        };
+        let unknown = (first..=last).filter(|s| !held.contains(s) && !settled.contains(*s));
+        for sequence in unknown.take(MOST) {
             let Some(raw) = streams.raw("fetch", &self.topic, sequence).await? else {
                 continue;
             };

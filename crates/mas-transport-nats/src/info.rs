@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use mas_transport_core::{
-    Capabilities, Durability, Error, Exactness, Result, TransportInfo, Tuning,
+    Capabilities, Durability, Error, ErrorKind, Exactness, Result, TransportInfo, Tuning,
 };
 
 use crate::BACKEND;
 use crate::config::{NatsConfig, Storage};
 use crate::connection::Link;
+use crate::error::SWITCHED_OFF;
 
 /// Room for how headers are written: encoded values may take three times what they are.
 const ENCODING: usize = 48 << 10;
@@ -29,7 +30,17 @@ pub(crate) async fn probe(link: &Link) -> Result<TransportInfo> {
     }
     // It answers when JetStream is there for this account.
     let asked = link.must::<_, serde_json::Value>("connect", "INFO".to_owned(), &());
-    asked.await.map_err(|e| e.with("server", &name))?;
+    asked.await.map_err(|e| {
+        let e = match e.kind() {
+            // Nobody answers, where somebody of a cluster could.
+            ErrorKind::Unavailable if !server.jetstream => {
+                Error::unsupported(BACKEND, "connect", SWITCHED_OFF)
+                    .with("address", link.config.address())
+            }
+            _ => e,
+        };
+        e.with("server", &name)
+    })?;
     Ok(describe(&name, &link.config, server.max_payload))
 }
 

@@ -95,6 +95,11 @@ impl Keys {
         format!("{}.@.group.{group}.{topic}", self.subjects)
     }
 
+    /// The notes of how often entries of a topic were handed out.
+    pub(crate) fn all_attempts(&self, topic: &Topic, group: &Group) -> String {
+        format!("{}.@.attempts.{group}.*.{topic}", self.subjects)
+    }
+
     /// The note of how often an entry was handed out.
     pub(crate) fn attempts(&self, topic: &Topic, group: &Group, sequence: u64) -> String {
         format!("{}.@.attempts.{group}.{sequence}.{topic}", self.subjects)

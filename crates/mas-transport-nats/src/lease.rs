@@ -1,5 +1,7 @@
 //! What is known of a delivery that a member holds.
 
+use std::sync::Arc;
+
 use async_nats::Subject;
 use mas_transport_core::{Position, backend};
 use tokio::time::Instant;
@@ -19,7 +21,19 @@ pub(crate) struct Lease {
     pub(crate) again: bool,
     /// Where its note stands, if it has one.
     pub(crate) note: Option<u64>,
+    /// How often the group had been joined when it came: of an earlier group it says nothing.
+    pub(crate) joined: u64,
+    pub(crate) origin: Origin,
     pub(crate) deadline: Instant,
+}
+
+/// Where a delivery came from.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// The server's process that sent it.
+    pub(crate) process: Arc<str>,
+    /// Over which connection settlements went when it came.
+    pub(crate) epoch: u64,
 }
 
 impl backend::Lease for Lease {

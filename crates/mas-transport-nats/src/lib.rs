@@ -19,6 +19,9 @@
 //!   fails with `Full`.
 //! - **Loss**: a stream that was deleted, purged or trimmed by others is told to every group by a gap
 //!   event; how far each group had come is in a stream of our own.
+//! - **Rights**: a user of limited rights has to be allowed to publish to `mas.>` (or what
+//!   [`stream_prefix`](NatsConfig::stream_prefix) says), `$JS.API.>` and `$JS.ACK.>`, and to subscribe to
+//!   `_INBOX.>`. What is missing is named by an error of the kind `Unauthorized`.
 //! - **Hostile headers**: the client drops the connection over headers that it cannot read. Every
 //!   consumer reads over a connection of its own, finds such an entry by asking for it in another
 //!   form, and quarantines it.
@@ -47,6 +50,7 @@ mod notes;
 mod publish;
 mod ranges;
 mod reader;
+mod refusals;
 mod settle;
 mod streams;
 mod sweep;

@@ -15,12 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::BACKEND;
+use crate::config::Storage;
 use crate::connection::{Link, lock};
-use crate::lease::Lease;
+use crate::lease::{Lease, Origin};
 use crate::notes::Progress;
 use crate::ranges::Ranges;
 use crate::reader;
-use crate::streams::{Incarnation, incarnation};
+use crate::streams::{Incarnation, incarnation, made_at};
 use crate::sweep;
 use crate::transport::Shared;
 
@@ -45,6 +46,9 @@ pub(crate) struct Member {
     joined: AtomicU64,
     joining: tokio::sync::Mutex<()>,
     pub(crate) looking: tokio::sync::Mutex<()>,
+    known: tokio::sync::Mutex<Known>,
+    /// The connection since which that was looked at.
+    checked: AtomicU64,
     /// No more is read.
     pub(crate) closing: CancellationToken,
     /// The reader has ended: what is given back does not come to it again.
@@ -60,13 +64,20 @@ pub(crate) struct Member {
 /// Where the group stands, as far as this member knows.
 #[derive(Debug, Default)]
 pub(crate) struct Place {
-    /// Which stream it is.
+    /// Which stream it is, and which consumer of it.
     pub(crate) incarnation: Incarnation,
+    pub(crate) made: Incarnation,
     /// All up to here is settled, or was told as lost.
     pub(crate) floor: u64,
-    /// The newest note of that, and what it says.
+    /// The newest note of that, and what it says, if there is one of this stream.
     pub(crate) note: u64,
-    pub(crate) noted: u64,
+    pub(crate) noted: Option<u64>,
+    /// All up to here is gone from the stream.
+    pub(crate) before: u64,
+    /// Since when there is something to be removed.
+    pub(crate) waiting: Option<Instant>,
+    /// The topic was near a bound when it was last looked at.
+    pub(crate) crowded: bool,
     /// How far members are known to have trimmed.
     pub(crate) trimmed: u64,
     /// What this member settled above the floor.
@@ -76,6 +87,37 @@ pub(crate) struct Place {
     /// Deliveries to all members when the group was last looked at, and to this one since.
     pub(crate) delivered: u64,
     pub(crate) received: u64,
+}
+
+/// What the group's server knows of.
+///
+/// A server writes behind what it sent and what was settled (2.9 to 2.15). One that was killed confirms
+/// the settlement of an entry that it does not know to have sent, and sends it all the same; and what it
+/// knows to be unsettled it sends again at once, whoever holds it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known {
+    /// Over which connection it was asked.
+    epoch: u64,
+    /// The server's process, where it is the only one: in a cluster another one may lead the group.
+    process: Option<Arc<str>>,
+    /// The last entry that it knew to have sent when it was asked.
+    last: u64,
+}
+
+impl Known {
+    /// Whether the server no longer knows of a lease, or has sent its entry again.
+    pub(crate) fn forgot(&self, origin: &Origin, sequence: u64) -> bool {
+        let restarted = self.process.as_ref().is_some_and(|p| *p != origin.process);
+        restarted || origin.epoch != self.epoch && sequence > self.last
+    }
+}
+
+impl Place {
+    /// Sorts in what was settled since.
+    pub(crate) fn sort_in(&mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        self.settled.add(fresh);
+    }
 }
 
 impl Member {
@@ -100,6 +142,8 @@ impl Member {
             joined: AtomicU64::new(0),
             joining: tokio::sync::Mutex::default(),
             looking: tokio::sync::Mutex::default(),
+            known: tokio::sync::Mutex::default(),
+            checked: AtomicU64::new(0),
             closing: CancellationToken::new(),
             left: CancellationToken::new(),
             force: CancellationToken::new(),
@@ -116,6 +160,9 @@ impl Member {
             let start = subscription.get_start();
             member.shared.tasks.clone().spawn(async move {
                 member.join(start).await?;
+                let epoch = member.link.epoch();
+                member.known("subscribe", epoch).await?;
+                member.checked.store(epoch, Ordering::Release);
                 member.look().await
             })
         };
@@ -175,8 +222,7 @@ impl Member {
         let mut floor = note.and_then(|(_, p)| (p.incarnation == current).then_some(p.floor));
         if let Some(floor) = floor.as_mut().filter(|_| known == Some(current)) {
             let mut place = lock(&self.place);
-            let fresh = std::mem::take(&mut place.fresh);
-            place.settled.add(fresh);
+            place.sort_in();
             *floor = place.settled.reach(place.floor.max(*floor));
         }
         let found = shared
@@ -210,22 +256,32 @@ impl Member {
                     .to_owned(),
                 lost: None,
             }));
-        } else if made && floor.is_some() {
+        } else if made && let Some(floor) = floor {
             tracing::warn!(topic = %self.topic, group = %self.group, "made the group again");
+            // Nobody kept for it what it had not settled.
+            if stream.state.first_sequence > floor + 1 {
+                self.gap(None);
+            }
         }
         let floor = floor.unwrap_or(info.ack_floor.stream_sequence);
         {
             let mut place = lock(&self.place);
             *place = Place {
                 incarnation: current,
+                made: made_at(&info),
                 floor,
                 note: note.map_or(0, |(at, _)| at),
-                noted: u64::MAX,
                 delivered: info.delivered.consumer_sequence,
                 ..Place::default()
             };
         }
-        self.note().await.map_err(named)?;
+        match self.note().await.map(drop) {
+            // A full store stays full unless somebody settles what is in it.
+            Err(error) if error.kind() == ErrorKind::Full => {
+                tracing::debug!(%error, "how far the group has come is noted when there is room");
+            }
+            noted => noted.map_err(named)?,
+        }
         self.joined.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
@@ -259,6 +315,24 @@ impl Member {
         if config.headers_only {
             differs.push("it leaves payloads out".to_owned());
         }
+        if !config.backoff.is_empty() {
+            differs.push("it has a backoff, which makes leases shorter".to_owned());
+        }
+        if config.max_batch > 0 && config.max_batch < reader::COUNT as i64 {
+            differs.push(format!("max batch is {}, wanted none", config.max_batch));
+        }
+        if config.memory_storage && self.link.config.storage == Storage::File {
+            differs.push("it keeps what is settled in memory".to_owned());
+        }
+        if !config.inactive_threshold.is_zero() {
+            differs.push("it is removed when nobody reads for a while".to_owned());
+        }
+        if !config.max_expires.is_zero() && config.max_expires < reader::LONG {
+            differs.push(format!(
+                "max expires is {:?}, wanted none",
+                config.max_expires
+            ));
+        }
         if differs.is_empty() {
             return Ok(());
         }
@@ -271,7 +345,19 @@ impl Member {
 
     /// Joins again because the group was found gone by a request sent when [`joined`](Self::joined)
     /// said `seen`. All leases are lost with the group.
-    pub(crate) async fn rejoin(&self, seen: u64) -> Result<()> {
+    pub(crate) async fn rejoin(self: &Arc<Self>, seen: u64) -> Result<()> {
+        // A task of its own, so that a member that closes does not leave it half done.
+        let member = self.clone();
+        let joining = self
+            .shared
+            .tasks
+            .spawn(async move { member.join_again(seen).await });
+        joining
+            .await
+            .unwrap_or_else(|_| Err(Error::closed("fetch").on(BACKEND)))
+    }
+
+    async fn join_again(&self, seen: u64) -> Result<()> {
         let _one = self.joining.lock().await;
         if self.joined() != seen {
             return Ok(());
@@ -279,17 +365,19 @@ impl Member {
         let streams = &self.shared.streams;
         streams.forget(&self.topic);
         // Only when it is: a server that is starting answers nothing either.
+        let (known, made) = {
+            let place = lock(&self.place);
+            (place.incarnation, place.made)
+        };
         let stream = streams.find("fetch", &self.topic).await?;
-        let same = stream.is_some_and(|info| incarnation(&info) == self.incarnation());
-        if same
-            && streams
-                .find_group("fetch", &self.topic, &self.group)
-                .await?
-                .is_some()
-        {
-            return Ok(());
+        if stream.is_some_and(|info| incarnation(&info) == known) {
+            let group = streams.find_group("fetch", &self.topic, &self.group);
+            if group.await?.is_some_and(|info| made_at(&info) == made) {
+                return Ok(());
+            }
         }
-        self.join(StartFrom::Earliest).await?;
+        let joined = self.join(StartFrom::Earliest).await;
+        // Of what came before nothing is leased any more, whether or not there is a new group.
         let buffered = self.inbox.revoke();
         let mut tokens = lock(&self.leases).revoke_all();
         self.released.notify_waiters();
@@ -297,6 +385,58 @@ impl Member {
         if !tokens.is_empty() {
             self.inbox.control(Event::Revoked(tokens));
         }
+        joined
+    }
+
+    /// Which leases the group's server knows of, asked once for each connection.
+    pub(crate) async fn known(&self, operation: &'static str, epoch: u64) -> Result<Known> {
+        let mut known = self.known.lock().await;
+        if known.epoch != epoch {
+            let streams = &self.shared.streams;
+            let found = streams.find_group(operation, &self.topic, &self.group);
+            let found = found.await?;
+            // After the answer, which came over the connection that this tells of.
+            let process = self.link.process();
+            if self.link.epoch() != epoch {
+                return Err(self.link.broken(operation));
+            }
+            let alone = found.as_ref().is_none_or(|info| info.cluster.is_none());
+            *known = Known {
+                epoch,
+                process: alone.then_some(process),
+                last: found.map_or(0, |info| info.delivered.stream_sequence),
+            };
+        }
+        Ok(known.clone())
+    }
+
+    /// Gives up what the server has forgotten to have sent, if it may have forgotten anything since.
+    pub(crate) async fn recheck(self: &Arc<Self>) -> Result<()> {
+        let epoch = self.link.epoch();
+        if self.checked.load(Ordering::Acquire) == epoch {
+            return Ok(());
+        }
+        let known = self.known("settle", epoch).await?;
+        let forgotten = |lease: &Lease| known.forgot(&lease.origin, lease.sequence);
+        let mut tokens = lock(&self.leases).revoke(forgotten);
+        self.checked.store(epoch, Ordering::Release);
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        tracing::debug!(count = tokens.len(), topic = %self.topic, "the server forgot what it had sent");
+        self.released.notify_waiters();
+        let (gone, kept) = self
+            .inbox
+            .revoke()
+            .into_iter()
+            .partition::<Vec<_>, _>(|token| tokens.contains(token));
+        tokens.retain(|token| !gone.contains(token));
+        if !tokens.is_empty() {
+            self.inbox.control(Event::Revoked(tokens));
+        }
+        // A task of its own, so that a member that closes does not leave them half returned.
+        let member = self.clone();
+        self.spawn(async move { member.give_back(kept).await });
         Ok(())
     }
 
@@ -305,12 +445,13 @@ impl Member {
         (self.lease / 8).min(Duration::from_secs(1))
     }
 
-    /// Notes how far the group has come, if that is news. What somebody else noted meanwhile counts too.
-    pub(crate) async fn note(&self) -> Result<()> {
+    /// Notes how far the group has come, if that is news. Whether this member was the one to say it: what
+    /// somebody else noted meanwhile counts too.
+    pub(crate) async fn note(&self) -> Result<bool> {
         let (progress, last) = {
             let place = lock(&self.place);
-            if place.noted == place.floor {
-                return Ok(());
+            if place.noted == Some(place.floor) {
+                return Ok(false);
             }
             (Progress::new(place.incarnation, place.floor), place.note)
         };
@@ -321,19 +462,26 @@ impl Member {
         {
             let mut place = lock(&self.place);
             place.note = at;
-            place.noted = progress.floor;
-            return Ok(());
+            place.noted = Some(progress.floor);
+            return Ok(true);
         }
-        if let Some((at, theirs)) = notes.progress(&self.topic, &self.group).await? {
-            let mut place = lock(&self.place);
-            if theirs.incarnation == place.incarnation {
-                place.note = at;
-                place.noted = theirs.floor;
-                place.floor = place.floor.max(theirs.floor);
-            } else {
-                // Of an earlier stream; the next attempt replaces it.
-                place.note = at;
-            }
+        self.learn().await?;
+        Ok(false)
+    }
+
+    /// Takes over what somebody noted of the group.
+    pub(crate) async fn learn(&self) -> Result<()> {
+        let notes = &self.shared.notes;
+        let found = notes.progress(&self.topic, &self.group).await?;
+        let mut place = lock(&self.place);
+        // One of an earlier stream is replaced by the next attempt, and so is one that was removed.
+        place.note = found.map_or(0, |(at, _)| at);
+        place.noted = None;
+        if let Some((_, theirs)) = found
+            && theirs.incarnation == place.incarnation
+        {
+            place.noted = Some(theirs.floor);
+            place.floor = place.floor.max(theirs.floor);
         }
         Ok(())
     }
@@ -423,7 +571,8 @@ impl Member {
         }
         let house = async {
             self.look().await?;
-            self.trim().await
+            self.trim().await?;
+            self.tidy().await
         };
         if let Err(error) = house.await {
             tracing::debug!(%error, "how far the group has come is noted by the next member");

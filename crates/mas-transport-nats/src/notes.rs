@@ -6,10 +6,11 @@
 //!
 //! Every note names the incarnation of the stream that it speaks of: of a later one it says nothing.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::{self, ErrorCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
@@ -97,8 +98,31 @@ impl Notes {
             .map_or(0, |(_, n)| n.to))
     }
 
+    /// Removes entries that every group has settled, or that somebody asked to be removed; how many
+    /// there were. That is noted first: nobody is to take it for a loss.
+    pub(crate) async fn remove(
+        &self,
+        operation: &'static str,
+        topic: &Topic,
+        of: Incarnation,
+        range: RangeInclusive<u64>,
+    ) -> Result<u64> {
+        let to = *range.end();
+        let noted = self.trimming(topic, of, to).await;
+        // A full store takes no note before there is room. Whoever looks in between may be mistaken.
+        let full = matches!(&noted, Err(error) if error.kind() == ErrorKind::Full);
+        if !full {
+            noted?;
+        }
+        let removed = self.streams.remove(operation, topic, range).await?;
+        if full {
+            self.trimming(topic, of, to).await?;
+        }
+        Ok(removed)
+    }
+
     /// Notes that a topic is about to be trimmed.
-    pub(crate) async fn trimming(&self, topic: &Topic, of: Incarnation, to: u64) -> Result<()> {
+    async fn trimming(&self, topic: &Topic, of: Incarnation, to: u64) -> Result<()> {
         let note = Trimmed {
             version: VERSION,
             incarnation: of,
@@ -144,22 +168,90 @@ impl Notes {
         notes.into_iter().collect()
     }
 
-    /// Notes how often entries were handed out. Where each note stands.
+    /// Notes how often entries were handed out, each unless somebody has since the note that is known (0
+    /// for none). Where each note stands; `None` where a server that is full took none, which makes an
+    /// attempt count for less than it is.
+    ///
+    /// # Errors
+    /// `LeaseLost` where somebody else has: the entry is theirs.
     pub(crate) async fn attempted(
         &self,
         topic: &Topic,
         group: &Group,
-        notes: &[(u64, Attempts)],
+        notes: &[(u64, Attempts, u64)],
         deadline: Instant,
-    ) -> Vec<Result<u64>> {
-        let entries = notes.iter().map(|(sequence, note)| {
+    ) -> Vec<Result<Option<u64>>> {
+        let entries = notes.iter().map(|(sequence, note, last)| {
             let subject = self.streams.keys.attempts(topic, group, *sequence);
-            self.entry(subject, note, None)
+            self.entry(subject, note, Some(*last))
         });
         let answers = self.append(entries.collect(), deadline).await;
+        let mut places = Vec::with_capacity(notes.len());
+        for ((sequence, note, _), answer) in notes.iter().zip(answers) {
+            places.push(match answer {
+                Answer::Refused(told) if is_outrun(&told) => {
+                    self.noted_otherwise(topic, group, *sequence, note).await
+                }
+                answer => match answer.into_result(&self.streams.link, "settle") {
+                    Ok((place, _)) => Ok(Some(place)),
+                    Err(error) if error.kind() == ErrorKind::Full => {
+                        tracing::debug!(%error, "an attempt is not noted");
+                        Ok(None)
+                    }
+                    Err(error) => Err(error),
+                },
+            });
+        }
+        places
+    }
+
+    /// Notes an attempt although there is another note than the one that was known. It may be this member's
+    /// own, stored when the answer was lost; one of an earlier stream or group; or it was removed.
+    async fn noted_otherwise(
+        &self,
+        topic: &Topic,
+        group: &Group,
+        sequence: u64,
+        note: &Attempts,
+    ) -> Result<Option<u64>> {
+        let subject = self.streams.keys.attempts(topic, group, sequence);
+        let found = self.read::<Attempts>(subject.clone()).await?;
+        let stands = match found {
+            Some((place, found)) if found == *note => return Ok(Some(place)),
+            // Whoever gets an entry later begins a later attempt of it.
+            Some((place, found))
+                if found.incarnation != note.incarnation || found.begun <= note.begun =>
+            {
+                Some(place)
+            }
+            Some(_) => None,
+            None => Some(0),
+        };
+        if let Some(place) = stands
+            && let Some(at) = self.write(subject, note, Some(place)).await?
+        {
+            return Ok(Some(at));
+        }
+        let why = "another member of the group has had the message since";
+        Err(crate::error::error(ErrorKind::LeaseLost, "settle", why))
+    }
+
+    /// Where the last note of all stands.
+    pub(crate) async fn end(&self) -> Result<u64> {
+        let name = self.streams.keys.notes_stream();
+        let info = self.streams.stream("trim", &name).await?;
+        Ok(info.map_or(0, |info| info.state.last_sequence))
+    }
+
+    /// Removes what a group that holds nothing was noted to have attempted, up to where the last note
+    /// stood before that was seen. Members remove their notes by themselves; those of dead ones stay.
+    pub(crate) async fn tidy(&self, topic: &Topic, group: &Group, end: u64) -> Result<()> {
+        let keys = &self.streams.keys;
+        let subject = format!("STREAM.PURGE.{}", keys.notes_stream());
+        let request = json!({ "filter": keys.all_attempts(topic, group), "seq": end + 1 });
         let link = &self.streams.link;
-        let place = |answer: Answer| Ok(answer.into_result(link, "settle")?.0);
-        answers.into_iter().map(place).collect()
+        let purged = link.must::<_, serde_json::Value>("trim", subject, &request);
+        purged.await.map(drop)
     }
 
     /// Removes notes of entries that are settled. What is left of it does no harm.
@@ -237,12 +329,7 @@ impl Notes {
             }
         }
         match answers.pop() {
-            Some(Answer::Refused(told))
-                if told.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE
-                    || told.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT =>
-            {
-                Ok(None)
-            }
+            Some(Answer::Refused(told)) if is_outrun(&told) => Ok(None),
             Some(answer) => Ok(Some(answer.into_result(link, "note")?.0)),
             None => Err(link.silent("note")),
         }
@@ -255,6 +342,13 @@ impl Notes {
                 .and_then(|(place, payload)| Some((place, serde_json::from_slice(&payload).ok()?))),
         )
     }
+}
+
+/// Whether there is a newer note than the one that was to be replaced.
+fn is_outrun(told: &jetstream::Error) -> bool {
+    let code = told.error_code();
+    code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE
+        || code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
 }
 
 /// An entry as the server stores it.

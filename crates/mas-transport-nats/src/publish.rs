@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use async_nats::{HeaderMap, Subject};
+use bytes::Bytes;
 use mas_transport_core::{
     Confirm, Error, ErrorKind, Message, RECORD_RESERVE, Receipt, Result, Topic,
 };
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use crate::BACKEND;
-use crate::append::{Answer, Entry, late};
-use crate::decode;
+use crate::append::{Answer, Entry, Sent, late};
+use crate::decode::{self, MOST_HEADERS};
 use crate::lease::position;
 use crate::transport::Shared;
 
@@ -27,6 +29,12 @@ pub(crate) async fn publish(
     let outcomes: Vec<Option<Result<Receipt>>> = messages
         .iter()
         .map(|message| shared.info.check_message(message).err().map(Err))
+        .collect();
+    // Before the line, in which one batch stands behind the other.
+    let encoded = messages
+        .iter()
+        .zip(&outcomes)
+        .map(|(message, outcome)| outcome.is_none().then(|| decode::encode(message)))
         .collect();
     let all_late = |outcomes: Vec<Option<Result<Receipt>>>| {
         let each = |o: Option<_>| o.unwrap_or_else(|| Err(late("publish")));
@@ -48,6 +56,7 @@ pub(crate) async fn publish(
     let batch = Batch {
         shared: shared.clone(),
         messages,
+        encoded,
         outcomes,
         deadline,
     };
@@ -63,10 +72,41 @@ fn ready(outcomes: Vec<Result<Receipt>>) -> Confirm {
     Box::pin(std::future::ready(outcomes))
 }
 
+/// What is kept of the room for headers for the record of a dead letter, which is cut to what is left.
+const RECORD: usize = 8 << 10;
+
+/// Why a message is larger than the server takes it, once encoded.
+fn too_large(message: &Message, headers: &HeaderMap, limit: usize) -> Option<Error> {
+    let most_headers = MOST_HEADERS - RECORD;
+    let head = message.size() - message.payload().len();
+    // Far below the limits there is nothing to count.
+    if message.size() * 3 + RECORD_RESERVE < limit && head * 3 + RECORD_RESERVE / 8 < most_headers {
+        return None;
+    }
+    let head = decode::wire_size(headers);
+    let (why, bytes, limit) = if head > most_headers {
+        let why = "the headers and attributes are too large, encoded: the server takes 64 KiB, of which 8 KiB \
+                   are kept for the record of a dead letter; put the data into the payload";
+        (why, head, most_headers)
+    } else {
+        let why = "with its headers encoded the message is larger than the server takes \
+                   (max_payload); send a reference to the data instead";
+        (why, head + message.payload().len(), limit)
+    };
+    (bytes > limit).then(|| {
+        Error::new(ErrorKind::TooLarge, "publish", why)
+            .on(BACKEND)
+            .with("bytes", bytes)
+            .with("limit", limit)
+    })
+}
+
 /// A batch on its way.
 struct Batch {
     shared: Arc<Shared>,
     messages: Vec<Message>,
+    /// How each goes out, until it does.
+    encoded: Vec<Option<(HeaderMap, Bytes)>>,
     /// For each message, what is already known.
     outcomes: Vec<Option<Result<Receipt>>>,
     deadline: Instant,
@@ -82,37 +122,24 @@ impl Batch {
                 break;
             }
             let most = self.shared.link.config.max_in_flight;
-            let mut sent = Vec::new();
-            for page in open.chunks(most) {
-                let places: Vec<usize> = page.iter().map(|(at, _)| *at).collect();
-                let count = u32::try_from(page.len()).unwrap_or(u32::MAX);
-                let room = self.shared.room.clone().acquire_many_owned(count);
-                let room = match timeout_at(self.deadline, room).await {
-                    Ok(Ok(room)) => room,
-                    _ => {
-                        self.fill(&places, |_| Err(late("publish")));
-                        continue;
-                    }
-                };
-                let entries = page.iter().filter_map(|(at, topic)| self.entry(*at, topic));
-                let answers = self
-                    .shared
-                    .appender
-                    .send(entries.collect(), self.deadline)
-                    .await;
-                sent.push((places, answers, room));
-            }
-            drop(line.take());
+            let mut pages = open.chunks(most).peekable();
             let mut gone = Vec::new();
-            for (places, answers, room) in sent {
-                let answers = answers.answers(self.deadline).await;
-                drop(room);
-                for (at, answer) in places.into_iter().zip(answers) {
-                    if attempt == 0 && matches!(answer, Answer::Nobody) {
-                        gone.push(at);
-                    } else {
-                        let outcome = self.outcome(answer);
-                        self.set(at, outcome);
+            while let Some(page) = pages.next() {
+                let sent = self.send(page).await;
+                // Room for the next one comes with the answers to this one.
+                if pages.peek().is_none() {
+                    drop(line.take());
+                }
+                if let Some((answers, room)) = sent {
+                    let answers = answers.answers(self.deadline).await;
+                    drop(room);
+                    for ((at, _), answer) in page.iter().zip(answers) {
+                        if attempt == 0 && matches!(answer, Answer::Nobody) {
+                            gone.push(*at);
+                        } else {
+                            let outcome = self.outcome(answer);
+                            self.set(*at, outcome);
+                        }
                     }
                 }
             }
@@ -131,13 +158,30 @@ impl Batch {
         self.outcomes.into_iter().map(each).collect()
     }
 
+    /// Sends messages, once there is room for them.
+    async fn send(&mut self, page: &[(usize, Subject)]) -> Option<(Sent, OwnedSemaphorePermit)> {
+        let count = u32::try_from(page.len()).unwrap_or(u32::MAX);
+        let room = self.shared.room.clone().acquire_many_owned(count);
+        let Ok(Ok(room)) = timeout_at(self.deadline, room).await else {
+            page.iter()
+                .for_each(|(at, _)| self.set(*at, Err(late("publish"))));
+            return None;
+        };
+        let entries = page
+            .iter()
+            .filter_map(|(at, subject)| self.entry(*at, subject))
+            .collect();
+        let sent = self.shared.appender.send(entries, self.deadline).await;
+        Some((sent, room))
+    }
+
     /// Sees to it that there is a connection, and streams for what is not decided yet: which messages
     /// those are, and the subject of each.
-    async fn prepare(&mut self) -> Vec<(usize, String)> {
+    async fn prepare(&mut self) -> Vec<(usize, Subject)> {
         let shared = self.shared.clone();
         let mut open = Vec::with_capacity(self.messages.len());
         let connected = shared.link.ready("publish", self.deadline).await;
-        let mut last: Option<(Topic, Result<String>)> = None;
+        let mut last: Option<(Topic, Result<Subject>)> = None;
         for at in 0..self.messages.len() {
             let Some(topic) = self.undecided(at) else {
                 continue;
@@ -151,7 +195,7 @@ impl Batch {
                 _ => {
                     let reach = shared.streams.reach("publish", &topic);
                     let reached = match timeout_at(self.deadline, reach).await {
-                        Ok(reached) => reached.map(|()| shared.streams.keys.subject(&topic)),
+                        Ok(reached) => reached.map(|()| shared.streams.keys.subject(&topic).into()),
                         Err(_) => Err(late("publish")),
                     };
                     // Making a stream stores no message.
@@ -172,28 +216,18 @@ impl Batch {
         // Encoded sizes differ from what was checked.
         let limit = shared.link.client().max_payload();
         open.retain(|(at, _)| {
-            let Some(message) = self.messages.get(*at) else {
-                return false;
+            let (Some(message), Some(Some((headers, _)))) =
+                (self.messages.get(*at), self.encoded.get(*at))
+            else {
+                return true;
             };
-            // Far below the limit there is nothing to count.
-            if message.size() * 3 + RECORD_RESERVE < limit {
-                return true;
-            }
-            let (headers, payload) = decode::encode(message);
-            let bytes = decode::wire_size(&headers, &payload);
-            if bytes <= limit {
-                return true;
-            }
-            let why = "with its headers encoded the message is larger than the server takes \
-                       (max_payload); send a reference to the data instead";
-            let error = Error::new(ErrorKind::TooLarge, "publish", why)
-                .on(BACKEND)
-                .with("bytes", bytes)
-                .with("limit", limit);
-            if let Some(slot) = self.outcomes.get_mut(*at) {
+            let told = too_large(message, headers, limit);
+            let told = told.map(|e| e.with("topic", message.topic()));
+            let fits = told.is_none();
+            if let (Some(error), Some(slot)) = (told, self.outcomes.get_mut(*at)) {
                 *slot = Some(Err(error));
             }
-            false
+            fits
         });
         open
     }
@@ -205,10 +239,15 @@ impl Batch {
         }
     }
 
-    fn entry(&self, at: usize, subject: &str) -> Option<Entry> {
-        let (headers, payload) = decode::encode(self.messages.get(at)?);
+    fn entry(&mut self, at: usize, subject: &Subject) -> Option<Entry> {
+        let encoded = self.encoded.get_mut(at).and_then(Option::take);
+        // The second time it has gone out already.
+        let (headers, payload) = match encoded {
+            Some(encoded) => encoded,
+            None => decode::encode(self.messages.get(at)?),
+        };
         Some(Entry {
-            subject: subject.into(),
+            subject: subject.clone(),
             headers: Some(headers),
             payload,
         })
@@ -226,12 +265,6 @@ impl Batch {
     fn set(&mut self, at: usize, outcome: Result<Receipt>) {
         if let Some(slot) = self.outcomes.get_mut(at) {
             *slot = Some(outcome);
-        }
-    }
-
-    fn fill(&mut self, places: &[usize], outcome: impl Fn(usize) -> Result<Receipt>) {
-        for at in places {
-            self.set(*at, outcome(*at));
         }
     }
 }

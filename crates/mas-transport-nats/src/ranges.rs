@@ -1,7 +1,7 @@
 //! Which places of a stream are settled: plain state, no I/O.
 
 /// Sets of numbers, kept as ranges that do not touch.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ranges(Vec<(u64, u64)>);
 
 impl Ranges {
@@ -41,9 +41,9 @@ impl Ranges {
     }
 
     pub(crate) fn contains(&self, number: u64) -> bool {
-        self.0
-            .iter()
-            .any(|(from, to)| (*from..=*to).contains(&number))
+        let after = self.0.partition_point(|(from, _)| *from <= number);
+        let before = after.checked_sub(1).and_then(|at| self.0.get(at));
+        before.is_some_and(|(_, to)| number <= *to)
     }
 
     /// The number up to which everything above `floor` is here.

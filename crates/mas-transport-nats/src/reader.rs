@@ -8,24 +8,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subscriber};
-use futures::StreamExt as _;
 use futures::stream::ReadyChunks;
+use futures::{FutureExt as _, StreamExt as _};
 use mas_transport_core::backend::{Wait, Waiter};
 use mas_transport_core::{ErrorKind, Event, Result};
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use crate::connection::Link;
+use crate::connection::{HELD, Link};
 use crate::error::error;
 use crate::holding::Taken;
 use crate::member::Member;
 
 /// Most entries in one pull.
-const COUNT: usize = 1000;
+pub(crate) const COUNT: usize = 1000;
 /// Most entries that are taken in at a time.
 const AT_ONCE: usize = 500;
 /// Most pulls without an end that are remembered.
 const REMEMBERED: usize = 16;
+// The client drops what a subscription cannot hold: less is asked for, and read in between.
+const _: () = assert!(COUNT * REMEMBERED < HELD);
 /// After the connection broke over an entry, so many are pulled one by one: another like it would
 /// take its neighbours along.
 const CAREFUL: u32 = 32;
@@ -85,7 +87,7 @@ struct Pull {
 /// How long a pull waits at the server while messages come, which is how long closing may take; and
 /// how long at most, where none come.
 const SHORT: Duration = Duration::from_millis(250);
-const LONG: Duration = Duration::from_secs(4);
+pub(crate) const LONG: Duration = Duration::from_secs(4);
 
 /// How a pull ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -101,6 +103,8 @@ enum End {
 struct Reader<'a> {
     member: &'a Arc<Member>,
     link: &'a Link,
+    /// Where pulls are asked for, and below what they are answered.
+    subject: String,
     prefix: String,
     number: u64,
     pull: Option<Pull>,
@@ -108,6 +112,8 @@ struct Reader<'a> {
     asked: VecDeque<(u64, Instant)>,
     /// When the last that ended was sent.
     last: Instant,
+    /// The server's process that what comes is from.
+    process: Arc<str>,
     careful: u32,
     /// How long the next pull may wait.
     patience: Duration,
@@ -133,16 +139,23 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
     let mut reader = Reader {
         member,
         link,
+        subject: format!(
+            "$JS.API.CONSUMER.MSG.NEXT.{}.{}",
+            member.shared.streams.keys.stream(&member.topic),
+            member.group
+        ),
         prefix,
         number: 0,
         pull: None,
         asked: VecDeque::with_capacity(REMEMBERED),
         last: Instant::now(),
+        process: link.process(),
         careful: 0,
         patience: SHORT,
         active: false,
     };
     let mut changes = link.changes();
+    let closing = &member.closing;
     let (mut epoch, mut elsewhere) = (link.epoch(), member.link.epoch());
     let mut down = false;
     let mut wait = Wait::new();
@@ -200,6 +213,17 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
                 () = member.closing.cancelled() => return reader.leave(messages).await,
             }
         }
+        // Nothing will come for it.
+        if let Some(pull) = &reader.pull
+            && let Some(refused) = link.refused("fetch", &reader.subject, pull.asked)
+        {
+            reader.pull = None;
+            member.inbox.fail(refused.with("topic", &member.topic));
+            let pause = closing.run_until_cancelled(sleep(wait.next()));
+            if pause.await.is_none() {
+                return reader.leave(messages).await;
+            }
+        }
         if link.has_ended() {
             return Err(gone(&"the client has given up"));
         }
@@ -210,6 +234,11 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
         if link.is_up() && (down || link.epoch() != epoch) {
             down = false;
             epoch = link.epoch();
+            // What came over the old connection; over this one nothing was asked for yet.
+            while let Some(Some(chunk)) = messages.next().now_or_never() {
+                reader.take(chunk).await;
+            }
+            reader.process = link.process();
             reader.pull = None;
             member.inbox.recovered();
             member.inbox.control(Event::Reconnected);
@@ -237,11 +266,6 @@ impl Reader<'_> {
         let wait = self.patience.min(member.lease / 8);
         let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
         let request = json!({ "batch": count, "expires": nanos });
-        let subject = format!(
-            "$JS.API.CONSUMER.MSG.NEXT.{}.{}",
-            member.shared.streams.keys.stream(&member.topic),
-            member.group
-        );
         let now = Instant::now();
         if self.asked.len() == REMEMBERED {
             self.asked.pop_front();
@@ -258,7 +282,7 @@ impl Reader<'_> {
         let payload = request.to_string().into();
         self.link
             .client()
-            .publish_with_reply(subject, reply, payload)
+            .publish_with_reply(self.subject.clone(), reply, payload)
             .await
     }
 
@@ -266,10 +290,10 @@ impl Reader<'_> {
     async fn take(&mut self, chunk: Vec<Message>) -> Option<End> {
         let mut ended = None;
         let mut taken: Vec<Taken> = Vec::with_capacity(chunk.len());
-        for message in chunk {
+        for mut message in chunk {
             // Only the server can give a message such a reply, whatever status it carries. It keeps the
             // subject that it was published to, so that it does not say which pull it is for.
-            if let Some(entry) = Taken::read(&message) {
+            if let Some(entry) = Taken::read(&mut message) {
                 taken.push(entry);
                 self.careful = self.careful.saturating_sub(1);
                 if let Some(pull) = &mut self.pull {
@@ -297,7 +321,10 @@ impl Reader<'_> {
             && let Some(pull) = self.pull.take()
         {
             // A pull that waits cannot be called back: the next one waits longer only where nothing comes.
-            self.patience = if self.active {
+            // Before 2.10 (seen on 2.9.10) a server takes back the last entry that it ever sent, settled or
+            // not, when what it sends again finds nobody at a pull: there every pull is waited for.
+            let waits = self.active || !self.member.shared.streams.purges;
+            self.patience = if waits {
                 SHORT
             } else {
                 LONG.min(self.patience * 2)
@@ -306,7 +333,8 @@ impl Reader<'_> {
             self.last = pull.asked;
         }
         if !taken.is_empty() {
-            self.member.admit(taken, asked.unwrap_or(self.last)).await;
+            let asked = asked.unwrap_or(self.last);
+            self.member.admit(taken, asked, &self.process).await;
         }
         ended
     }

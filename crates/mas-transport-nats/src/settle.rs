@@ -12,15 +12,15 @@ use std::time::Duration;
 use async_nats::{Request, RequestErrorKind, Subject};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::join4;
-use mas_transport_core::backend::persist_each;
+use futures::future::join5;
+use mas_transport_core::backend::{Leases, persist_each};
 use mas_transport_core::{Error, ErrorKind, Outcome, Result, Settle, Settled, Token};
 use tokio::time::{Instant, timeout_at};
 
 use crate::BACKEND;
 use crate::bury::bury_all;
 use crate::connection::lock;
-use crate::lease::Lease;
+use crate::lease::{Lease, Origin};
 use crate::member::Member;
 use crate::notes::Attempts;
 
@@ -37,6 +37,24 @@ pub(crate) struct NatsSettle(pub(crate) Arc<Member>);
 
 /// One settlement that passed the local check: its place in the batch, its token, its lease.
 pub(crate) type Item = (usize, Token, Lease);
+/// What a settlement is sent for.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) reply: Subject,
+    pub(crate) sequence: u64,
+    pub(crate) origin: Origin,
+}
+
+impl From<&Lease> for Target {
+    fn from(lease: &Lease) -> Self {
+        Self {
+            reply: lease.reply.clone(),
+            sequence: lease.sequence,
+            origin: lease.origin.clone(),
+        }
+    }
+}
+
 /// What became of one.
 pub(crate) type Answer = (usize, Result<Settled>);
 
@@ -65,12 +83,17 @@ impl Settle for NatsSettle {
 
 async fn settle(member: Arc<Member>, batch: Vec<(Token, Outcome)>) -> Vec<Result<Settled>> {
     let member = &member;
+    if let Err(error) = member.recheck().await {
+        // Each settlement makes sure of it for itself.
+        tracing::debug!(%error, "what the server knows to have sent is looked at later");
+    }
     let mut results: Vec<Result<Settled>> = Vec::with_capacity(batch.len());
     let mut acks = Vec::with_capacity(batch.len());
-    let (mut renewals, mut moves, mut burials) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut begins, mut renewals) = (Vec::new(), Vec::new());
+    let (mut moves, mut burials) = (Vec::new(), Vec::new());
     {
         let lost = lost(member);
-        let now = Instant::now();
+        let (now, joined) = (Instant::now(), member.joined());
         let mut leases = lock(&member.leases);
         for (at, (token, outcome)) in batch.into_iter().enumerate() {
             results.push(Err(lost.clone()));
@@ -81,11 +104,16 @@ async fn settle(member: Arc<Member>, batch: Vec<(Token, Outcome)>) -> Vec<Result
             let Some(lease) = lease else {
                 continue;
             };
+            // The group was made again: what bears the same number now is another entry, or another's.
+            if lease.joined != joined {
+                leases.done(token);
+                continue;
+            }
             let item = (at, token, lease);
             match outcome {
                 Outcome::Ack => acks.push(item),
-                Outcome::Begin => renewals.push((item, true)),
-                Outcome::Extend => renewals.push((item, false)),
+                Outcome::Begin => begins.push(item),
+                Outcome::Extend => renewals.push(item),
                 Outcome::Nack(delay) => {
                     let nanos = delay.min(MOST_DELAY).as_nanos();
                     moves.push((item, Some(u64::try_from(nanos).unwrap_or(u64::MAX))));
@@ -96,14 +124,16 @@ async fn settle(member: Arc<Member>, batch: Vec<(Token, Outcome)>) -> Vec<Result
             }
         }
     }
-    let (acked, renewed, moved, buried) = join4(
+    let (acked, begun, renewed, moved, buried) = join5(
         ack(member, acks),
+        begin(member, begins),
         renew(member, renewals),
         move_back(member, moves),
         bury_all(member, burials),
     )
     .await;
-    for (at, answer) in acked.into_iter().chain(renewed).chain(moved).chain(buried) {
+    let answers = acked.into_iter().chain(begun).chain(renewed);
+    for (at, answer) in answers.chain(moved).chain(buried) {
         if let Some(result) = results.get_mut(at) {
             *result = answer;
         }
@@ -124,17 +154,29 @@ pub(crate) fn lost(member: &Member) -> Error {
 async fn control(
     member: &Member,
     operation: &'static str,
-    mut messages: Vec<(Subject, Bytes)>,
+    mut messages: Vec<(Target, Bytes)>,
     until: Instant,
 ) -> Result<()> {
+    let link = &member.link;
+    let epoch = link.ready(operation, until).await?;
+    if messages
+        .iter()
+        .any(|(target, _)| target.origin.epoch != epoch)
+    {
+        let known = member.known(operation, epoch).await?;
+        let forgotten = |target: &Target| known.forgot(&target.origin, target.sequence);
+        if messages.iter().any(|(target, _)| forgotten(target)) {
+            let why = "the server was restarted meanwhile, and sends the message again";
+            return Err(member.error(ErrorKind::LeaseLost, operation, why));
+        }
+    }
     let Some((last, payload)) = messages.pop() else {
         return Ok(());
     };
-    let link = &member.link;
-    let epoch = link.ready(operation, until).await?;
     let client = link.client();
-    for (subject, payload) in messages {
-        if client.publish(subject, payload).await.is_err() {
+    let since = Instant::now();
+    for (target, payload) in messages {
+        if client.publish(target.reply, payload).await.is_err() {
             return Err(link.broken(operation));
         }
     }
@@ -143,10 +185,14 @@ async fn control(
     let request = Request::new()
         .payload(payload)
         .timeout(Some(left.min(link.config.response_timeout)));
-    let asked = client.send_request(last, request);
+    let last = last.reply;
+    let asked = client.send_request(last.clone(), request);
     tokio::pin!(asked);
     let mut changes = link.changes();
     let answer = loop {
+        if let Some(refused) = link.refused(operation, &last, since) {
+            return Err(refused);
+        }
         tokio::select! {
             answer = &mut asked => break answer,
             changed = changes.changed() => {
@@ -163,29 +209,45 @@ async fn control(
     match answer {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == RequestErrorKind::NoResponders => {
-            let why = "the group is gone from the server, and its leases with it";
-            Err(member.error(ErrorKind::LeaseLost, operation, why))
+            Err(nobody(member, operation).await)
         }
         Err(error) if error.kind() == RequestErrorKind::TimedOut => Err(link.silent(operation)),
         Err(error) => Err(link.broken(operation).because(error)),
     }
 }
 
+/// Why nobody takes settlements: the group is gone, or in a cluster nobody leads it at the moment.
+async fn nobody(member: &Member, operation: &'static str) -> Error {
+    let streams = &member.shared.streams;
+    let found = streams.find_group(operation, &member.topic, &member.group);
+    match found.await {
+        Ok(Some(_)) => {
+            let why = "the servers are choosing who leads the group";
+            member.error(ErrorKind::Unavailable, operation, why)
+        }
+        Ok(None) => {
+            let why = "the group is gone from the server, and its leases with it";
+            member.error(ErrorKind::LeaseLost, operation, why)
+        }
+        Err(error) => error,
+    }
+}
+
 /// Begins leases anew at the server.
-pub(crate) async fn extend(member: &Member, replies: Vec<Subject>, until: Instant) -> Result<()> {
+pub(crate) async fn extend(member: &Member, targets: Vec<Target>, until: Instant) -> Result<()> {
     let payload = Bytes::from_static(PROGRESS);
-    let messages = replies.into_iter().map(|r| (r, payload.clone())).collect();
+    let messages = targets.into_iter().map(|r| (r, payload.clone())).collect();
     control(member, "renew", messages, until).await
 }
 
 /// Tells the server that entries are done.
 pub(crate) async fn acknowledge(
     member: &Member,
-    replies: Vec<Subject>,
+    targets: Vec<Target>,
     until: Instant,
 ) -> Result<()> {
     let payload = Bytes::from_static(ACK);
-    let messages = replies.into_iter().map(|r| (r, payload.clone())).collect();
+    let messages = targets.into_iter().map(|r| (r, payload.clone())).collect();
     control(member, "ack", messages, until).await
 }
 
@@ -199,8 +261,8 @@ async fn ack(member: &Arc<Member>, items: Vec<Item>) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(items.len());
     let attempt = |items: Vec<Item>| async move {
         let until = first_deadline(items.iter().map(|(_, _, lease)| lease));
-        let replies = items.into_iter().map(|(_, _, lease)| lease.reply);
-        acknowledge(member, replies.collect(), until).await
+        let targets = items.iter().map(|(_, _, lease)| lease.into());
+        acknowledge(member, targets.collect(), until).await
     };
     let done = |items: Vec<Item>, outcome: Result<()>| {
         answers.extend(finish(member, items, outcome.map(|()| Settled::Done), true));
@@ -225,7 +287,10 @@ pub(crate) fn finish(
     gone: bool,
 ) -> Vec<Answer> {
     if outcome.is_ok() && gone {
-        member.settled(items.iter().map(|(_, _, lease)| lease.sequence));
+        let current = items
+            .iter()
+            .filter(|(_, _, lease)| lease.joined == member.joined());
+        member.settled(current.map(|(_, _, lease)| lease.sequence));
         let notes: Vec<u64> = items
             .iter()
             .filter_map(|(_, _, lease)| lease.note)
@@ -246,16 +311,19 @@ pub(crate) fn finish(
     items.into_iter().map(close).collect()
 }
 
-/// Notes about attempts, all or none of them as far as the answer goes.
+/// Notes attempts: of which lease, how many were begun, and whether its holder gave it back.
 async fn note_attempts(
     member: &Member,
-    items: &[(u64, u32, bool)],
+    items: &[(&Lease, u32, bool)],
     until: Instant,
-) -> Vec<Result<u64>> {
+) -> Vec<Result<Option<u64>>> {
     let incarnation = member.incarnation();
-    let notes: Vec<(u64, Attempts)> = items
+    let notes: Vec<(u64, Attempts, u64)> = items
         .iter()
-        .map(|(sequence, begun, nacked)| (*sequence, Attempts::new(incarnation, *begun, *nacked)))
+        .map(|(lease, begun, nacked)| {
+            let note = Attempts::new(incarnation, *begun, *nacked);
+            (lease.sequence, note, lease.note.unwrap_or(0))
+        })
         .collect();
     let limit = Instant::now() + member.link.config.response_timeout;
     let notes_of = &member.shared.notes;
@@ -264,31 +332,29 @@ async fn note_attempts(
         .await
 }
 
-async fn renew(member: &Arc<Member>, items: Vec<(Item, bool)>) -> Vec<Answer> {
+/// Begins leases anew.
+async fn renew(member: &Arc<Member>, items: Vec<Item>) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(items.len());
-    let attempt = |items: Vec<(Item, bool)>| async move {
-        let until = first_deadline(items.iter().map(|((_, _, lease), _)| lease));
-        let begun: Vec<_> = items
-            .iter()
-            .filter(|(_, begin)| *begin)
-            .map(|((_, _, lease), _)| (lease.sequence, lease.attempt, false))
-            .collect();
-        let mut places = Vec::new();
-        if !begun.is_empty() {
-            let noted = note_attempts(member, &begun, until).await;
-            places = noted.into_iter().collect::<Result<Vec<u64>>>()?;
-        }
+    let attempt = |items: Vec<Item>| async move {
+        let until = first_deadline(items.iter().map(|(_, _, lease)| lease));
         let asked = Instant::now();
-        let replies = items.into_iter().map(|((_, _, lease), _)| lease.reply);
-        extend(member, replies.collect(), until).await?;
-        Ok((asked, places))
+        let targets = items.iter().map(|(_, _, lease)| lease.into());
+        extend(member, targets.collect(), until).await?;
+        Ok(asked)
     };
-    let done = |items, outcome| answers.extend(renewed(member, items, outcome));
+    let done = |items: Vec<Item>, outcome: Result<Instant>| {
+        let mut leases = lock(&member.leases);
+        answers.extend(items.into_iter().map(|item| match &outcome {
+            Ok(asked) => renewed(member, &mut leases, &item, *asked, |_| ()),
+            // It lasts as long as it did.
+            Err(error) => (item.0, Err(error.clone())),
+        }));
+    };
     persist_each(
         BACKEND,
         member.lease / 16,
         items,
-        |((_, _, lease), _)| lease.deadline,
+        |(_, _, lease)| lease.deadline,
         attempt,
         done,
     )
@@ -296,44 +362,78 @@ async fn renew(member: &Arc<Member>, items: Vec<(Item, bool)>) -> Vec<Answer> {
     answers
 }
 
-/// Enters what became of renewals: when they were asked for, and where the notes of those that were
-/// begun stand.
+/// Notes that attempts begin, and begins their leases anew. What could not be begun is not handed out.
+async fn begin(member: &Arc<Member>, items: Vec<Item>) -> Vec<Answer> {
+    let mut answers = Vec::with_capacity(items.len());
+    let attempt = |items: Vec<Item>| async move {
+        let until = first_deadline(items.iter().map(|(_, _, lease)| lease));
+        let notes: Vec<_> = items
+            .iter()
+            .map(|(_, _, lease)| (lease, lease.attempt, false))
+            .collect();
+        let mut noted = note_attempts(member, &notes, until).await;
+        // What somebody else has by now is lost by itself; any other failure is that of all.
+        let other = |e: &Error| e.kind() != ErrorKind::LeaseLost;
+        if let Some(at) = noted.iter().position(|n| n.as_ref().is_err_and(other)) {
+            noted.swap_remove(at)?;
+        }
+        let asked = Instant::now();
+        let mine = items.iter().zip(&noted).filter(|(_, n)| n.is_ok());
+        let targets = mine.map(|((_, _, lease), _)| lease.into());
+        extend(member, targets.collect(), until).await?;
+        Ok((asked, noted))
+    };
+    let done = |items: Vec<Item>, outcome: Result<(Instant, Vec<Result<Option<u64>>>)>| {
+        let mut leases = lock(&member.leases);
+        let (asked, mut noted) = match outcome {
+            Ok((asked, noted)) => (asked, noted.into_iter()),
+            Err(error) => (Instant::now(), vec![Err(error); items.len()].into_iter()),
+        };
+        for item in items {
+            answers.push(match noted.next() {
+                Some(Err(error)) => {
+                    leases.leave(item.1);
+                    (item.0, Err(error))
+                }
+                place => renewed(member, &mut leases, &item, asked, |lease| {
+                    lease.begun = lease.attempt;
+                    if let Some(Ok(Some(place))) = place {
+                        lease.note = Some(place);
+                    }
+                }),
+            });
+        }
+    };
+    persist_each(
+        BACKEND,
+        member.lease / 16,
+        items,
+        |(_, _, lease)| lease.deadline,
+        attempt,
+        done,
+    )
+    .await;
+    answers
+}
+
+/// Enters that a lease was begun anew by a request sent at `asked`.
 fn renewed(
     member: &Member,
-    items: Vec<(Item, bool)>,
-    outcome: Result<(Instant, Vec<u64>)>,
-) -> Vec<Answer> {
-    let mut leases = lock(&member.leases);
-    let (asked, places, error) = match outcome {
-        Ok((asked, places)) => (asked, places, None),
-        Err(error) => (Instant::now(), Vec::new(), Some(error)),
-    };
-    let mut places = places.into_iter();
-    let close = |((at, token, _), begin): (Item, bool)| {
-        if let Some(error) = &error {
-            // A lease that could not be extended lasts as long as it did. One that could not be
-            // begun is not handed out.
-            if begin {
-                leases.leave(token);
-            }
-            return (at, Err(error.clone()));
-        }
-        let deadline = asked + member.lease;
-        let place = if begin { places.next() } else { None };
-        let renewed = leases.renewed(token, |lease| {
-            lease.deadline = lease.deadline.max(deadline);
-            if begin {
-                lease.begun = lease.attempt;
-                lease.note = place.or(lease.note);
-            }
-        });
-        if renewed.is_none() {
-            leases.done(token);
-            return (at, Err(lost(member)));
-        }
-        (at, Ok(Settled::Lease(deadline)))
-    };
-    items.into_iter().map(close).collect()
+    leases: &mut Leases<Lease>,
+    (at, token, _): &Item,
+    asked: Instant,
+    change: impl FnOnce(&mut Lease),
+) -> Answer {
+    let deadline = asked + member.lease;
+    let renewed = leases.renewed(*token, |lease| {
+        lease.deadline = lease.deadline.max(deadline);
+        change(lease);
+    });
+    if renewed.is_none() {
+        leases.done(*token);
+        return (*at, Err(lost(member)));
+    }
+    (*at, Ok(Settled::Lease(deadline)))
 }
 
 /// Nacks (with a delay in nanoseconds) and returns. What has to be remembered of their attempts is
@@ -354,10 +454,10 @@ pub(crate) async fn move_back(
     let mut noting = Vec::new();
     for (index, ((_, _, lease), delay)) in items.iter().enumerate() {
         let note = match delay {
-            Some(_) => Some((lease.sequence, lease.attempt, true)),
+            Some(_) => Some((lease, lease.attempt, true)),
             // It counts as begun unless a note says otherwise.
             None if !lease.again || lease.begun == lease.attempt => {
-                Some((lease.sequence, lease.attempt - 1, true))
+                Some((lease, lease.attempt - 1, true))
             }
             None => None,
         };
@@ -387,9 +487,11 @@ pub(crate) async fn move_back(
             Some(nanos) if *nanos > 0 => format!("-NAK {{\"delay\": {nanos}}}").into(),
             _ => Bytes::from_static(NAK),
         };
-        (lease.reply.clone(), payload)
+        (lease.into(), payload)
     });
-    let moved = control(member, "nack", messages.collect(), until).await;
+    // What still waits for a connection when the lease ends must not go out later.
+    let moved = timeout_at(until, control(member, "nack", messages.collect(), until)).await;
+    let moved = moved.unwrap_or_else(|_| Err(member.link.silent("nack")));
     let items = moving.into_iter().map(|(item, _)| item).collect();
     answers.extend(finish(member, items, moved.map(|()| Settled::Done), false));
     answers

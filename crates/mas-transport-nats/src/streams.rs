@@ -1,12 +1,14 @@
 //! Streams and consumers: made where they are missing, compared where they are there.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode};
+use futures::{StreamExt as _, TryStreamExt as _};
 use mas_transport_core::{Error, ErrorKind, Group, Result, Topic};
 use serde::Serialize;
 use serde_json::json;
@@ -22,6 +24,8 @@ use crate::keys::Keys;
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Most topics that are remembered.
 const REMEMBERED: usize = 4096;
+/// Entries that are deleted at a time, where that is done one by one.
+const AT_A_TIME: usize = 64;
 
 /// The streams of a transport.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub(crate) struct Streams {
     pub(crate) keys: Keys,
     /// Metadata can be kept with streams and consumers.
     metadata: bool,
+    /// Groups remember what they wait for when a part of the stream is purged.
+    pub(crate) purges: bool,
     seen: Mutex<HashMap<Topic, Instant>>,
     notes: Mutex<bool>,
 }
@@ -41,10 +47,16 @@ pub(crate) fn incarnation(info: &stream::Info) -> Incarnation {
     u64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default()
 }
 
+/// Which consumer it is, of all that ever had its name.
+pub(crate) fn made_at(info: &consumer::Info) -> Incarnation {
+    u64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default()
+}
+
 impl Streams {
     pub(crate) fn new(link: Arc<Link>, keys: Keys) -> Self {
         Self {
             metadata: link.client().is_server_compatible(2, 10, 0),
+            purges: link.client().is_server_compatible(2, 10, 0),
             link,
             keys,
             seen: Mutex::default(),
@@ -89,11 +101,14 @@ impl Streams {
 
     /// How the stream of a topic is made.
     fn wanted(&self, topic: &Topic) -> stream::Config {
-        let most = self.config().max_topic_messages;
-        // Dead letters are kept whatever the bound of a topic.
-        let most = most.filter(|_| !topic.is_internal());
+        // Dead letters are kept whatever the bounds of a topic.
+        let bound = |most: Option<u64>| {
+            let most = most.filter(|_| !topic.is_internal());
+            most.map_or(-1, |most| i64::try_from(most).unwrap_or(i64::MAX))
+        };
         stream::Config {
-            max_messages: most.map_or(-1, |most| i64::try_from(most).unwrap_or(i64::MAX)),
+            max_messages: bound(self.config().max_topic_messages),
+            max_bytes: bound(self.config().max_topic_bytes),
             description: Some(format!("mas-transport topic {topic}")),
             ..self.base(self.keys.stream(topic), self.keys.takes(topic))
         }
@@ -108,7 +123,12 @@ impl Streams {
         self.stream(operation, &self.keys.stream(topic)).await
     }
 
-    async fn stream(&self, operation: &'static str, name: &str) -> Result<Option<stream::Info>> {
+    /// What the server says of a stream, if it is there.
+    pub(crate) async fn stream(
+        &self,
+        operation: &'static str,
+        name: &str,
+    ) -> Result<Option<stream::Info>> {
         let asked = self.link.ask(operation, format!("STREAM.INFO.{name}"), &());
         match asked.await? {
             Ok(info) => Ok(Some(info)),
@@ -332,21 +352,54 @@ impl Streams {
         }
     }
 
-    /// Removes what lies before a place; how many entries that were.
-    pub(crate) async fn purge(
+    /// Removes the entries of a range; how many there were.
+    ///
+    /// A purge makes servers before 2.10 forget every entry that a group was sent and has not settled:
+    /// they are never sent again (seen on 2.9.10, not on 2.10.25). There each entry is deleted by itself.
+    pub(crate) async fn remove(
         &self,
         operation: &'static str,
         topic: &Topic,
-        before: Option<u64>,
+        range: RangeInclusive<u64>,
     ) -> Result<u64> {
+        if self.purges {
+            return self.purge(operation, topic, *range.end() + 1).await;
+        }
+        let subject = format!("STREAM.MSG.DELETE.{}", self.keys.stream(topic));
+        let delete = |sequence: u64| {
+            let subject = subject.clone();
+            async move {
+                let request = json!({ "seq": sequence, "no_erase": true });
+                let asked = self
+                    .link
+                    .ask::<_, serde_json::Value>(operation, subject, &request);
+                // What was gone already is answered in several ways; what is left is looked at below.
+                asked.await.map(|answer| u64::from(answer.is_ok()))
+            }
+        };
+        let last = *range.end();
+        let removed = futures::stream::iter(range)
+            .map(delete)
+            .buffered(AT_A_TIME)
+            .try_fold(0, |sum, one| std::future::ready(Ok(sum + one)))
+            .await?;
+        let left = self.find(operation, topic).await?;
+        if left.is_some_and(|info| info.state.messages > 0 && info.state.first_sequence <= last) {
+            let why = "the server did not delete what was asked for";
+            return Err(Error::new(ErrorKind::Broker, operation, why)
+                .on(BACKEND)
+                .with("topic", topic));
+        }
+        Ok(removed)
+    }
+
+    /// Removes what lies before a place; how many entries that were.
+    async fn purge(&self, operation: &'static str, topic: &Topic, before: u64) -> Result<u64> {
         #[derive(serde::Deserialize)]
         struct Purged {
             purged: u64,
         }
-        let request = match before {
-            Some(sequence) => json!({ "seq": sequence }),
-            None => json!({}),
-        };
+        let request = json!({ "seq": before });
         let subject = format!("STREAM.PURGE.{}", self.keys.stream(topic));
         let purged: Purged = self
             .link
@@ -397,6 +450,8 @@ fn differences(wanted: &stream::Config, is: &stream::Config) -> Vec<String> {
             ("duplicate_window", seconds(config.duplicate_window)),
             ("sealed", config.sealed.to_string()),
             ("deny_purge", config.deny_purge.to_string()),
+            ("deny_delete", config.deny_delete.to_string()),
+            ("no_ack", config.no_ack.to_string()),
         ]
     };
     let pairs = all(is).into_iter().zip(all(wanted));

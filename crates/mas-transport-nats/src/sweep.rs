@@ -2,22 +2,32 @@
 //! is gone is told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream::consumer::Info;
-use mas_transport_core::{Group, Result};
+use async_nats::jetstream::stream;
+use mas_transport_core::{Error, ErrorKind, Group, Result};
 use tokio::time::{Instant, sleep_until};
 
 use crate::connection::lock;
 use crate::member::Member;
-use crate::streams::incarnation;
+use crate::streams::{incarnation, made_at};
 
-/// From so many settled entries on they are removed whatever waits.
-const OVERDUE: u64 = 50_000;
+/// From so many settled entries on they are removed where a pull waits, and whatever waits.
+const MANY: u64 = 5_000;
+const TOO_MANY: u64 = 50_000;
+/// From then on they need not wait for it that nothing is unsettled.
+const OVERDUE: Duration = Duration::from_secs(10);
+/// How often it is looked for notes of dead members.
+const TIDY: Duration = Duration::from_secs(60);
+/// Most that are removed at a time: where servers delete them one by one, closing waits for it.
+const MOST: u64 = 5_000;
 
 /// Sweeps until the member closes.
 pub(crate) async fn run(member: Arc<Member>) {
     let period = member.patience();
     let mut next = Instant::now() + period;
+    let mut tidy = Instant::now() + TIDY;
     loop {
         tokio::select! {
             () = member.closing.cancelled() => return,
@@ -34,41 +44,97 @@ pub(crate) async fn run(member: Arc<Member>) {
         let stale = member.inbox.take_stale(now, member.lease / 4);
         member.give_back(stale).await;
         let house = async {
+            member.recheck().await?;
             member.look().await?;
-            member.trim().await
+            member.trim().await?;
+            if now >= tidy {
+                tidy = now + TIDY;
+                member.tidy().await?;
+            }
+            Ok::<_, Error>(())
         };
         let house = member.closing.run_until_cancelled(house).await;
         if let Some(Err(error)) = house {
-            // A broken connection is the reader's to tell of.
             tracing::debug!(%error, topic = %member.topic, "looked in vain");
+            // A broken connection is the reader's to tell of.
+            if !error.is_retryable() {
+                member.inbox.fail(error);
+            }
         }
+    }
+}
+
+/// Whether a topic is half full.
+fn is_crowded(stream: &stream::Info) -> bool {
+    let near =
+        |is: u64, most: i64| u64::try_from(most).is_ok_and(|most| most > 0 && is >= most / 2);
+    let (is, config) = (&stream.state, &stream.config);
+    near(is.messages, config.max_messages) || near(is.bytes, config.max_bytes)
+}
+
+/// What is to be removed, and how pressing that is.
+#[derive(Clone, Copy, Debug)]
+struct Removal {
+    count: u64,
+    /// The topic has come near a bound, at which publishing fails.
+    crowded: bool,
+    /// It has waited for long.
+    overdue: bool,
+}
+
+impl Removal {
+    /// Whether entries may be purged from the stream of a group.
+    ///
+    /// A purge makes a server (2.10 to 2.15) forget which entries wait to be sent again at once: they then
+    /// come when their leases end. None does where nothing is unsettled, and hardly any where a pull waits.
+    /// Few entries can wait for that; a topic that is full cannot.
+    fn is_safe(self, info: &Info) -> bool {
+        let many = self.count >= MANY || self.crowded || self.overdue;
+        info.num_ack_pending == 0
+            || self.count >= TOO_MANY
+            || many && info.num_waiting > 0
+            || self.crowded && self.overdue
     }
 }
 
 impl Member {
     /// Looks how far the group has come, and whether entries are gone that it had not settled.
-    pub(crate) async fn look(&self) -> Result<()> {
+    pub(crate) async fn look(self: &Arc<Self>) -> Result<()> {
         let _one = self.looking.lock().await;
         let (streams, notes) = (&self.shared.streams, &self.shared.notes);
         let seen = self.joined();
-        let Some(group) = streams
-            .find_group("fetch", &self.topic, &self.group)
-            .await?
-        else {
-            return Ok(());
+        let (group, stream) = (
+            streams
+                .find_group("fetch", &self.topic, &self.group)
+                .await?,
+            streams.find("fetch", &self.topic).await?,
+        );
+        let (known, made, same) = {
+            let place = lock(&self.place);
+            (place.incarnation, place.made, self.joined() == seen)
         };
-        let Some(stream) = streams.find("fetch", &self.topic).await? else {
+        if !same {
             return Ok(());
+        }
+        // Somebody else may have made them again: what is held here is of those that are gone.
+        let group = group.filter(|group| made_at(group) == made);
+        let stream = stream.filter(|stream| incarnation(stream) == known);
+        let (Some(group), Some(stream)) = (group, stream) else {
+            // Whoever closes makes nothing anew.
+            return match self.closing.is_cancelled() {
+                true => Ok(()),
+                false => self.rejoin(seen).await,
+            };
         };
-        let current = incarnation(&stream);
+        let current = known;
         let before = stream.state.first_sequence.saturating_sub(1);
         let (floor, trimmed) = {
             let mut place = lock(&self.place);
             if place.incarnation != current || self.joined() != seen {
                 return Ok(());
             }
-            let fresh = std::mem::take(&mut place.fresh);
-            place.settled.add(fresh);
+            place.sort_in();
+            place.crowded = is_crowded(&stream);
             (place.floor, place.trimmed)
         };
         // What members removed, every group had settled.
@@ -78,52 +144,68 @@ impl Member {
         };
         let delivered = group.delivered.consumer_sequence;
         let settled = group.ack_floor.stream_sequence;
-        let (told, floor) = self.found(before, settled, delivered, trimmed);
-        let Some((missing, others)) = told else {
+        let Some((missing, others)) = self.found(before, settled, delivered, trimmed) else {
             return Ok(());
         };
-        let noted = lock(&self.place).note;
-        self.note().await?;
         // Or somebody else of the group told it.
-        let first = {
-            let place = lock(&self.place);
-            place.noted == floor && place.note != noted
-        };
-        if missing > 0 && first {
+        self.learn().await?;
+        if lock(&self.place).noted.is_none_or(|noted| noted < before) && missing > 0 {
+            // Whoever closes hears of nothing any more: the next member looks for itself.
+            if self.closing.is_cancelled() {
+                return Ok(());
+            }
             self.gap((!others).then_some(missing));
         }
-        Ok(())
+        {
+            let mut place = lock(&self.place);
+            if place.incarnation != current {
+                return Ok(());
+            }
+            place.floor = place.floor.max(before);
+            place.settled.prune(before);
+        }
+        self.note().await.map(drop)
     }
 
     /// Enters what a look found: that all before the stream's first entry is gone, how far the server has
-    /// the group settled, how many deliveries it counts, and how far members have trimmed. How many entries
-    /// the group had not settled and whether others may have, if there is something to tell; and the floor.
+    /// the group settled, how many deliveries it counts, and how far members have trimmed. If others removed
+    /// what lay above the group's floor: how many entries it had not settled, and whether other members may
+    /// have.
     fn found(
         &self,
         before: u64,
         settled: u64,
         delivered: u64,
         trimmed: u64,
-    ) -> (Option<(u64, bool)>, u64) {
-        let mut told = None;
+    ) -> Option<(u64, bool)> {
         let mut place = lock(&self.place);
         let floor = place.floor;
+        place.before = before;
         place.trimmed = place.trimmed.max(trimmed);
-        if before > floor && before > trimmed {
-            let missing = place.settled.missing(floor, before);
-            // What other members settled since the last look is not known here.
-            let others = delivered.saturating_sub(place.delivered) > place.received;
-            place.floor = before;
-            told = Some((missing, others));
-        } else {
-            // Or the server has moved it over what was removed.
-            place.floor = floor.max(settled);
-        }
+        // What other members settled since the last look is not known here.
+        let others = delivered.saturating_sub(place.delivered) > place.received;
         place.delivered = delivered;
         place.received = 0;
+        if before > floor && before > trimmed {
+            return Some((place.settled.missing(floor, before), others));
+        }
+        // Or the server has moved it over what was removed.
+        place.floor = floor.max(settled);
         let floor = place.floor;
         place.settled.prune(floor);
-        (told, floor)
+        None
+    }
+
+    /// Removes what dead members of this group left of notes, where it holds nothing.
+    pub(crate) async fn tidy(&self) -> Result<()> {
+        let (streams, notes) = (&self.shared.streams, &self.shared.notes);
+        // First, so that what is noted from now on stays.
+        let end = notes.end().await?;
+        let group = streams.find_group("trim", &self.topic, &self.group).await?;
+        if end == 0 || group.is_none_or(|group| group.num_ack_pending > 0) {
+            return Ok(());
+        }
+        notes.tidy(&self.topic, &self.group, end).await
     }
 
     /// Removes what all groups have settled, if anything was settled since, and notes how far this
@@ -152,22 +234,53 @@ impl Member {
             }
             let (own, trimmed) = {
                 let place = lock(&self.place);
-                (place.floor, place.trimmed)
+                (place.floor, place.trimmed.max(place.before))
             };
-            let floor = floor.unwrap_or(0).min(own);
-            // A purge makes a server (2.9 to 2.15) forget which entries wait to be sent again at once;
-            // they then come when their leases end. Where a pull waits, none of them does.
-            let waits = |info: &Info| info.num_ack_pending > 0 && info.num_waiting == 0;
-            let safe = !groups.iter().any(waits);
-            if floor > trimmed && !safe && floor - trimmed < OVERDUE {
+            let settled = floor.unwrap_or(0).min(own);
+            let most = if streams.purges { u64::MAX } else { MOST };
+            let floor = settled.min(trimmed.saturating_add(most));
+            let count = floor.saturating_sub(trimmed);
+            let removal = {
+                let mut place = lock(&self.place);
+                place.waiting = match count {
+                    0 => None,
+                    _ => place.waiting.or_else(|| Some(Instant::now())),
+                };
+                Removal {
+                    count,
+                    overdue: place.waiting.is_some_and(|at| at.elapsed() >= OVERDUE),
+                    crowded: place.crowded,
+                }
+            };
+            let unsafe_now = |groups: &[Info]| {
+                streams.purges && !groups.iter().all(|info| removal.is_safe(info))
+            };
+            if count > 0 && unsafe_now(&groups) {
                 self.trim_later();
-            } else if floor > trimmed {
-                notes.trimming(&self.topic, incarnation, floor).await?;
-                streams.purge("trim", &self.topic, Some(floor + 1)).await?;
+            } else if count > 0 {
+                // First, so that a group that has to be made again knows what it is owed. A full server
+                // takes no note before there is room.
+                match self.note().await {
+                    Err(error) if error.kind() != ErrorKind::Full => return Err(error),
+                    _ => {}
+                }
+                let groups = streams.groups("trim", &self.topic).await?;
+                if unsafe_now(&groups) {
+                    self.trim_later();
+                    return Ok(());
+                }
+                let range = trimmed + 1..=floor;
+                notes
+                    .remove("trim", &self.topic, incarnation, range)
+                    .await?;
                 let mut place = lock(&self.place);
                 place.trimmed = place.trimmed.max(floor);
+                place.waiting = None;
+                if floor < settled {
+                    self.trim_later();
+                }
             }
-            self.note().await
+            self.note().await.map(drop)
         };
         let trimmed = trimming.await;
         if trimmed.is_err() {

@@ -316,6 +316,9 @@ fn nats_config(settings: &Settings) -> Result<mas_transport_nats::NatsConfig> {
     if let Some(most) = settings.whole("NATS_STREAM_MAX_MSGS") {
         config = config.max_topic_messages(most);
     }
+    if let Some(most) = settings.whole("NATS_STREAM_MAX_BYTES") {
+        config = config.max_topic_bytes(most);
+    }
     if let Some(window) = settings.duration("NATS_DUPLICATE_WINDOW") {
         config = config.duplicate_window(window);
     }

@@ -27,8 +27,8 @@
 //!
 //! [`Config`] says where the settings come from; [`Registry`] takes backends of your own.
 //!
-//! Cargo features: `memory` (default) and `redis`, one for each backend. `PROTOCOL_TYPE` chooses among
-//! those that are compiled in.
+//! Cargo features: `memory` (default), `nats` and `redis`, one for each backend. `PROTOCOL_TYPE` chooses
+//! among those that are compiled in.
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -70,6 +70,8 @@ mod guides {
     struct Configuration;
     #[doc = include_str!("../../../docs/guide/delivery-semantics.md")]
     struct DeliverySemantics;
+    #[doc = include_str!("../../../docs/guide/nats.md")]
+    struct Nats;
     #[doc = include_str!("../../../docs/guide/operating.md")]
     struct Operating;
     #[doc = include_str!("../../../docs/guide/securing-redis.md")]

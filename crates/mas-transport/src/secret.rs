@@ -70,9 +70,10 @@ pub(crate) fn without_credentials(text: &str) -> String {
         _ if tail => return format!("{scheme}{HIDDEN}"),
         Some((credentials, place)) => {
             let user = match credentials.split_once(':') {
-                Some((user, _)) => format!("{user}:{HIDDEN}"),
+                // Of several servers: what is in front of the first @ may be a token.
+                Some((user, _)) if !user.contains('@') => format!("{user}:{HIDDEN}"),
                 // A lone word may be a token.
-                None => HIDDEN.to_owned(),
+                _ => HIDDEN.to_owned(),
             };
             format!("{scheme}{user}@{place}")
         }
@@ -122,6 +123,9 @@ mod tests {
                 "redis://h?password=***&db=1",
             ),
             ("redis://h?pasword=hush", "redis://h?pasword=***"),
+            ("nats://hush@h:1,nats://hush@i:1", "nats://***@i:1"),
+            ("nats://ann:hush@h:1,nats://bob:hush@i", "nats://ann:***@i"),
+            ("nats://h:1,nats://ann:hush@i", "nats://h:***@i"),
         ] {
             assert_eq!(without_credentials(given), shown);
         }

@@ -1,4 +1,4 @@
-//! Every example prints what is written beside it, on memory and on a real Redis.
+//! Every example prints what is written beside it, on memory and on real servers.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use conformance_tests::fixtures::output_within;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Those that choose their broker by the environment.
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "nats", feature = "redis"))]
 const ANYWHERE: &[&str] = &[
     "batch",
     "pipeline",
@@ -29,6 +29,9 @@ const IN_MEMORY: &[&str] = &[
     "switch_backend",
     "testing",
 ];
+/// Those that are about NATS.
+#[cfg(any(feature = "memory", feature = "nats"))]
+const ON_NATS: &[&str] = &["nats_interop"];
 
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
@@ -82,10 +85,42 @@ fn examples_print_what_is_expected_in_memory() {
         .filter(|path| path.extension().is_some_and(|e| e == "rs"))
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    let named: BTreeSet<String> = IN_MEMORY.iter().map(|&name| name.to_owned()).collect();
+    let named = IN_MEMORY.iter().chain(ON_NATS);
+    let named: BTreeSet<String> = named.map(|&name| name.to_owned()).collect();
     assert_eq!(there, named, "every example is run");
     for example in IN_MEMORY {
         prints_what_is_expected(example, &[]);
+    }
+}
+
+/// Runs examples on the server of the environment, or on one that `start` gives, which says its URL.
+#[cfg(any(feature = "nats", feature = "redis"))]
+fn print_what_is_expected<Server>(
+    broker: &str,
+    examples: &[&str],
+    start: impl FnOnce() -> Result<(Server, String), conformance_tests::Failure>,
+) {
+    let variable = |name: String| std::env::var(name).ok().filter(|value| !value.is_empty());
+    // Kept until the end: dropping it stops the server.
+    let (_server, url) = match variable(format!("TEST_{broker}_URL")) {
+        Some(url) => (None, url),
+        None => match start() {
+            Ok((server, url)) => (Some(server), url),
+            Err(why) => {
+                let required = variable(format!("REQUIRE_{broker}")).is_some_and(|v| v == "1");
+                assert!(
+                    !required,
+                    "REQUIRE_{broker}=1 and there is no server: {why}"
+                );
+                println!("SKIPPED the examples on {broker}: {why}");
+                return;
+            }
+        },
+    };
+    for (number, example) in examples.iter().enumerate() {
+        let namespace = format!("e{:x}-{number}", std::process::id());
+        let settings = [("TRANSPORT_URL", &*url), ("MAS_NAMESPACE", &namespace)];
+        prints_what_is_expected(example, &settings);
     }
 }
 
@@ -94,31 +129,22 @@ fn examples_print_what_is_expected_in_memory() {
 fn examples_print_the_same_on_redis() {
     use conformance_tests::fixtures::RedisServer;
 
-    let given = std::env::var("TEST_REDIS_URL")
-        .ok()
-        .filter(|u| !u.is_empty());
-    // Kept until the end: dropping it stops the server.
-    let mut server = None;
-    let url = match given {
-        Some(url) => url,
-        None => match RedisServer::start(&[]) {
-            Ok(started) => {
-                let url = format!("redis://{}", started.address());
-                server = Some(started);
-                url
-            }
-            Err(why) => {
-                let required = std::env::var("REQUIRE_REDIS").is_ok_and(|v| v == "1");
-                assert!(!required, "REQUIRE_REDIS=1 and there is no server: {why}");
-                eprintln!("SKIPPED the examples on Redis: {why}");
-                return;
-            }
-        },
-    };
-    for (number, example) in ANYWHERE.iter().enumerate() {
-        let namespace = format!("e{:x}-{number}", std::process::id());
-        let settings = [("TRANSPORT_URL", &*url), ("MAS_NAMESPACE", &namespace)];
-        prints_what_is_expected(example, &settings);
-    }
-    drop(server);
+    print_what_is_expected("REDIS", ANYWHERE, || {
+        let server = RedisServer::start(&[])?;
+        let url = format!("redis://{}", server.address());
+        Ok((server, url))
+    });
+}
+
+#[cfg(feature = "nats")]
+#[test]
+fn examples_print_the_same_on_nats() {
+    use conformance_tests::fixtures::{NatsOptions, NatsServer};
+
+    let examples = [ANYWHERE, ON_NATS].concat();
+    print_what_is_expected("NATS", &examples, || {
+        let server = NatsServer::start(&NatsOptions::new())?;
+        let url = server.url();
+        Ok((server, url))
+    });
 }

@@ -6,14 +6,20 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use conformance_tests::fixtures::RedisServer;
+use conformance_tests::Failure;
+use conformance_tests::fixtures::{NatsOptions, NatsServer, RedisServer};
 use mas_transport::memory::{MemoryBroker, MemoryConfig};
 use mas_transport::{Bus, Config, Error, Message, Subscription};
 
 const PAGE: &str = include_str!("../../../docs/guide/troubleshooting.md");
 
-/// An error as programs print it: with its causes. Addresses and versions differ from run to run.
-fn text(error: &Error, address: Option<&str>) -> String {
+/// How many texts of the page are those of a broker.
+const OF_REDIS: usize = 3;
+const OF_NATS: usize = 6;
+
+/// An error as programs print it: with its causes. Addresses and versions differ from run to run; the
+/// server's address and what the page has in its place are `address`.
+fn text(error: &Error, address: Option<(&str, &str)>) -> String {
     let mut text = format!("{error}");
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -24,10 +30,18 @@ fn text(error: &Error, address: Option<&str>) -> String {
         cause = error.source();
     }
     let text = match address {
-        Some(address) => text.replace(address, "localhost:6379"),
+        Some((real, written)) => text.replace(real, written),
         None => text,
     };
-    text.replace(env!("CARGO_PKG_VERSION"), "0.1.0")
+    let text = text.replace(env!("CARGO_PKG_VERSION"), "0.1.0");
+    // The version of the server.
+    match text.split_once("server=nats-server ") {
+        Some((front, rest)) => {
+            let end = rest.find([',', ')']).unwrap_or(rest.len());
+            format!("{front}server=nats-server 2.15.1{}", &rest[end..])
+        }
+        None => text,
+    }
 }
 
 fn wrong_settings(variables: &[(&str, &str)]) -> String {
@@ -96,14 +110,25 @@ async fn at_work() -> Vec<String> {
     texts
 }
 
-/// What a broker that cannot be reached, or will not have us, comes to.
-async fn on_redis() -> Vec<String> {
-    let mut texts = Vec::new();
+/// An address at which nobody listens.
+fn nobody() -> String {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = nobody.local_addr().unwrap().to_string();
-    drop(nobody);
-    let refused = Bus::from_url(&format!("redis://{address}")).await;
-    texts.push(text(&refused.unwrap_err(), Some(&address)));
+    nobody.local_addr().unwrap().to_string()
+}
+
+/// Connecting to this address fails, which the page has at `written`.
+async fn refused(url: &str, address: &str, written: &str) -> String {
+    let refused = Bus::from_url(url).await.unwrap_err();
+    let told = text(&refused, Some((address, written)));
+    assert!(!told.contains("wrong@"), "{told}");
+    told
+}
+
+/// What a Redis that cannot be reached, or will not have us, comes to.
+async fn on_redis() -> Vec<String> {
+    const WRITTEN: &str = "localhost:6379";
+    let address = nobody();
+    let mut texts = vec![refused(&format!("redis://{address}"), &address, WRITTEN).await];
 
     let server = RedisServer::start(&[]).unwrap();
     let address = server.address();
@@ -116,10 +141,41 @@ async fn on_redis() -> Vec<String> {
     admin.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"+OK\r\n");
     for user in ["", ":wrong@"] {
-        let refused = Bus::from_url(&format!("redis://{user}{address}")).await;
-        let told = text(&refused.unwrap_err(), Some(&address));
-        assert!(!told.contains("wrong@"), "{told}");
-        texts.push(told);
+        texts.push(refused(&format!("redis://{user}{address}"), &address, WRITTEN).await);
+    }
+    texts
+}
+
+/// Likewise of NATS, and what it refuses.
+async fn on_nats() -> Vec<String> {
+    const WRITTEN: &str = "localhost:4222";
+    let address = nobody();
+    let url = format!("nats://{address}?connect_timeout=300ms");
+    let mut texts = vec![refused(&url, &address, WRITTEN).await];
+
+    let without = NatsServer::start(&NatsOptions::new().without_jetstream()).unwrap();
+    texts.push(refused(&without.url(), &without.address(), WRITTEN).await);
+
+    // By itself it may have the account alone.
+    let rights = r#"authorization { users: [ { user: ann, password: right, permissions: {
+        publish: [ "mas.>", "$JS.API.INFO" ], subscribe: [ "_INBOX.>" ] } } ] }"#;
+    let strict = NatsServer::start(&NatsOptions::new().config(rights)).unwrap();
+    let address = strict.address();
+    texts.push(refused(&format!("nats://ann:wrong@{address}"), &address, WRITTEN).await);
+    let order = || Message::new("orders", "1").unwrap();
+    let bus = Bus::from_url(&format!("nats://ann:right@{address}")).await;
+    let error = bus.unwrap().publish(order()).await.unwrap_err();
+    texts.push(text(&error, Some((&address, WRITTEN))));
+
+    let server = NatsServer::start(&NatsOptions::new()).unwrap();
+    let capped = format!("{}?stream_max_msgs=1", server.url());
+    let capped = Bus::from_url(&capped).await.unwrap();
+    capped.publish(order()).await.unwrap();
+    let full = capped.publish(order()).await.unwrap_err();
+    let bus = Bus::from_url(&server.url()).await.unwrap();
+    let conflict = bus.publish(order()).await.unwrap_err();
+    for error in [full, conflict] {
+        texts.push(text(&error, Some((&server.address(), WRITTEN))));
     }
     texts
 }
@@ -132,12 +188,13 @@ fn written() -> Vec<String> {
 }
 
 fn compare(produced: &[String], page: &[String]) {
-    for text in produced {
-        assert!(
-            page.contains(text),
-            "docs/guide/troubleshooting.md lacks this text:\n{text}"
-        );
-    }
+    let lacking = produced.iter().filter(|text| !page.contains(text));
+    let lacking: Vec<&str> = lacking.map(String::as_str).collect();
+    assert!(
+        lacking.is_empty(),
+        "docs/guide/troubleshooting.md lacks these texts:\n{}",
+        lacking.join("\n")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,18 +203,35 @@ async fn the_page_tells_what_programs_are_told() {
     let mut produced = configuration();
     produced.extend(at_work().await);
     compare(&produced, &page);
-    // The other test has the rest.
-    assert_eq!(page.len(), produced.len() + 3, "{page:#?}");
+    // The other tests have the rest.
+    let all = produced.len() + OF_REDIS + OF_NATS;
+    assert_eq!(page.len(), all, "{page:#?}");
+}
+
+/// Whether there is a server; where one is required, there has to be.
+fn there_is(backend: &str, program: Result<std::path::PathBuf, Failure>) -> bool {
+    let Err(why) = program else { return true };
+    let variable = format!("REQUIRE_{backend}");
+    let required = std::env::var(&variable).is_ok_and(|v| v == "1");
+    assert!(!required, "{variable}=1 and there is no server: {why}");
+    println!("SKIPPED the texts of {backend}: {why}");
+    false
 }
 
 #[tokio::test]
-async fn the_page_tells_what_a_broker_comes_to() {
-    if let Err(why) = RedisServer::program() {
-        let required = std::env::var("REQUIRE_REDIS").is_ok_and(|v| v == "1");
-        assert!(!required, "REQUIRE_REDIS=1 and there is no server: {why}");
-        eprintln!("SKIPPED the texts of Redis: {why}");
-        return;
+async fn the_page_tells_what_redis_comes_to() {
+    if there_is("REDIS", RedisServer::program()) {
+        let produced = on_redis().await;
+        assert_eq!(produced.len(), OF_REDIS);
+        compare(&produced, &written());
     }
-    let produced = on_redis().await;
-    compare(&produced, &written());
+}
+
+#[tokio::test]
+async fn the_page_tells_what_nats_comes_to() {
+    if there_is("NATS", NatsServer::program()) {
+        let produced = on_nats().await;
+        assert_eq!(produced.len(), OF_NATS);
+        compare(&produced, &written());
+    }
 }

@@ -89,6 +89,10 @@ pub(crate) async fn count_events(
         let counter = match event {
             ConsumerEvent::Gap(_) => &tally.gaps,
             ConsumerEvent::SettlementFailed { .. } => &tally.ack_errors,
+            ConsumerEvent::Retrying { .. } => {
+                tally.disconnected(agent, Instant::now().saturating_duration_since(start));
+                continue;
+            }
             ConsumerEvent::Reconnected => {
                 tally.reconnected(agent, Instant::now().saturating_duration_since(start));
                 continue;

@@ -41,8 +41,8 @@ pub(crate) struct Tally {
     /// Messages that were sent again after an unknown outcome: sender, recipient, number. One
     /// entry for each, so it grows with the outages of the broker, not with the run.
     resent: Mutex<HashSet<(usize, usize, u64)>>,
-    /// When an agent's consumer last had its connection back, from the start of the run.
-    reconnected: Mutex<HashMap<usize, Duration>>,
+    /// When an agent's consumer lost its connection, and when it had it back, from the start of the run.
+    outages: Mutex<HashMap<usize, Vec<Outage>>>,
 }
 
 /// Duplicates, by what explains them.
@@ -57,6 +57,9 @@ pub(crate) struct Duplicates {
     /// Neither, and too many to be remembered.
     beyond: AtomicU64,
 }
+
+/// When a connection was lost, and when it was back.
+type Outage = (Duration, Option<Duration>);
 
 #[derive(Debug)]
 struct Latency {
@@ -73,6 +76,10 @@ pub(crate) struct Percentiles {
     pub(crate) max: f64,
 }
 
+/// After how long an ack is written that a broker writes behind, its message's way included.
+const WRITTEN: Duration = Duration::from_secs(5);
+/// Most outages of a connection that are remembered.
+const MOST_OUTAGES: usize = 1000;
 /// Duplicates that are remembered until the end, which tells what explains them.
 const MOST_OTHERS: usize = 1 << 20;
 /// What a histogram bucket may be off by: three significant digits. It grows with the largest
@@ -100,7 +107,7 @@ impl Tally {
                 last_arrival: Duration::ZERO,
             }),
             resent: Mutex::default(),
-            reconnected: Mutex::default(),
+            outages: Mutex::default(),
         })
     }
 
@@ -136,10 +143,26 @@ impl Tally {
         lock(&self.resent).insert((sender, recipient, seq));
     }
 
-    /// Notes that an agent's consumer has its connection back, `now` after the start of the run.
+    /// Notes that an agent's consumer lost its connection, `now` after the start of the run.
+    pub(crate) fn disconnected(&self, agent: usize, now: Duration) {
+        let mut outages = lock(&self.outages);
+        let outages = outages.entry(agent).or_default();
+        if outages.last().is_none_or(|(_, back)| back.is_some()) && outages.len() < MOST_OUTAGES {
+            outages.push((now, None));
+        }
+    }
+
+    /// Notes that it has it back.
     pub(crate) fn reconnected(&self, agent: usize, now: Duration) {
         self.reconnects.fetch_add(1, Relaxed);
-        lock(&self.reconnected).insert(agent, now);
+        // It may have been too short for anybody to notice its beginning.
+        self.disconnected(agent, now);
+        if let Some((_, back)) = lock(&self.outages)
+            .get_mut(&agent)
+            .and_then(|o| o.last_mut())
+        {
+            back.get_or_insert(now);
+        }
     }
 
     /// Counts a duplicate of what was sent `at`, after the start of the run, under what explains it.
@@ -162,12 +185,16 @@ impl Tally {
     /// that may have forgotten their acks, and how many are unexplained. It may have where it is one that
     /// forgets, and the connection was lost and made again after the message had been sent.
     pub(crate) fn forgotten(&self, forgets: bool) -> (u64, u64) {
-        let reconnected = lock(&self.reconnected);
+        let outages = lock(&self.outages);
         let others = lock(&self.duplicates.others);
-        let explained = others
-            .iter()
-            .filter(|(agent, at)| forgets && reconnected.get(agent).is_some_and(|then| at < then))
-            .count() as u64;
+        let during = |at: Duration, (lost, back): &Outage| {
+            at + WRITTEN >= *lost && back.is_none_or(|back| at <= back)
+        };
+        let explained = others.iter().filter(|(agent, at)| {
+            let outages = outages.get(agent).map_or(&[][..], Vec::as_slice);
+            forgets && outages.iter().any(|outage| during(*at, outage))
+        });
+        let explained = explained.count() as u64;
         let all = others.len() as u64 + self.duplicates.beyond.load(Relaxed);
         (explained, all - explained)
     }
@@ -207,16 +234,23 @@ mod tests {
         tally.duplicate(1, 2, &stamp(3, 1), 1);
         tally.duplicate(1, 2, &stamp(3, 1), 2);
         tally.duplicate(1, 2, &stamp(4, 1), 1);
-        tally.duplicate(1, 2, &stamp(5, 9), 1);
+        tally.duplicate(1, 2, &stamp(5, 29), 1);
         tally.duplicate(1, 3, &stamp(4, 1), 1);
         let counts = &tally.duplicates;
         assert_eq!(
             [&counts.resent, &counts.redelivered].map(|c| c.load(Relaxed)),
             [1, 1]
         );
-        assert_eq!(tally.forgotten(true), (0, 3));
-        tally.reconnected(2, Duration::from_secs(5));
-        assert_eq!(tally.forgotten(true), (1, 2));
-        assert_eq!(tally.forgotten(false), (0, 3));
+        tally.duplicate(1, 2, &stamp(6, 12), 1);
+        assert_eq!(tally.forgotten(true), (0, 4));
+        for _ in 0..2 {
+            tally.disconnected(2, Duration::from_secs(14));
+        }
+        tally.reconnected(2, Duration::from_secs(20));
+        // Not what was sent long before, or after.
+        assert_eq!(tally.forgotten(true), (1, 3));
+        tally.reconnected(2, Duration::from_secs(4));
+        assert_eq!(tally.forgotten(true), (2, 2));
+        assert_eq!(tally.forgotten(false), (0, 4));
     }
 }

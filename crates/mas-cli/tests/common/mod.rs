@@ -91,6 +91,74 @@ fn there_is(backend: &str, available: Result<String, conformance_tests::Failure>
     false
 }
 
+/// A server that the command talks to.
+#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+pub(crate) trait Broker {
+    /// The variables that lead to it.
+    fn variables(&self) -> [(&'static str, String); 2];
+    /// SIGKILL.
+    fn kill(&self);
+    /// Starts it again.
+    fn restart(&self);
+    /// Stops it where it stands, or lets it go on.
+    fn freeze(&self, frozen: bool);
+}
+
+/// The command against this server.
+#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+pub(crate) fn on(server: &dyn Broker, arguments: &[&str]) -> Command {
+    let mut command = mas(arguments);
+    command.envs(server.variables());
+    command
+}
+
+/// The output of the command against this server.
+#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+pub(crate) fn run(server: &dyn Broker, arguments: &[&str]) -> Output {
+    finish(on(server, arguments).spawn().unwrap())
+}
+
+/// Likewise, of a command that has to succeed.
+#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+pub(crate) fn succeed(server: &dyn Broker, arguments: &[&str]) -> Output {
+    let output = run(server, arguments);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
+    output
+}
+
+/// Runs each of these functions of `brokers` on each broker, as a test of its own.
+#[allow(unused_macros, reason = "each test binary uses its part")]
+macro_rules! on_each_broker {
+    ($($test:ident),+ $(,)?) => {
+        #[cfg(all(unix, feature = "redis"))]
+        mod redis {
+            $(
+                #[test]
+                fn $test() {
+                    if let Some(server) = crate::common::redis::server(&[]) {
+                        crate::brokers::$test(&server);
+                    }
+                }
+            )+
+        }
+
+        #[cfg(all(unix, feature = "nats"))]
+        mod nats {
+            $(
+                #[test]
+                fn $test() {
+                    if let Some(server) = crate::common::nats::server() {
+                        crate::brokers::$test(&server);
+                    }
+                }
+            )+
+        }
+    };
+}
+#[allow(unused_imports, reason = "each test binary uses its part")]
+pub(crate) use on_each_broker;
+
 #[cfg(all(unix, feature = "nats"))]
 pub(crate) mod nats {
     use conformance_tests::fixtures::{NatsOptions, NatsServer};
@@ -99,17 +167,33 @@ pub(crate) mod nats {
 
     /// A server; `None`, when there is no program for it and none is required.
     pub(crate) fn server() -> Option<NatsServer> {
-        let options = NatsOptions::new();
-        there_is("nats", NatsServer::available()).then(|| NatsServer::start(&options).unwrap())
+        server_with(&NatsOptions::new())
     }
 
-    /// The command against this server.
-    pub(crate) fn on(server: &NatsServer, arguments: &[&str]) -> Command {
-        let mut command = mas(arguments);
-        command
-            .env("PROTOCOL_TYPE", "nats")
-            .env("NATS_URL", server.url());
-        command
+    /// Likewise, with these options.
+    pub(crate) fn server_with(options: &NatsOptions) -> Option<NatsServer> {
+        there_is("nats", NatsServer::available()).then(|| NatsServer::start(options).unwrap())
+    }
+
+    impl Broker for NatsServer {
+        fn variables(&self) -> [(&'static str, String); 2] {
+            [
+                ("PROTOCOL_TYPE", "nats".to_owned()),
+                ("NATS_URL", self.url()),
+            ]
+        }
+
+        fn kill(&self) {
+            NatsServer::kill(self).unwrap();
+        }
+
+        fn restart(&self) {
+            NatsServer::restart(self).unwrap();
+        }
+
+        fn freeze(&self, frozen: bool) {
+            NatsServer::freeze(self, frozen).unwrap();
+        }
     }
 }
 
@@ -124,25 +208,24 @@ pub(crate) mod redis {
         there_is("redis", RedisServer::available()).then(|| RedisServer::start(options).unwrap())
     }
 
-    /// The command against this server.
-    pub(crate) fn on(server: &RedisServer, arguments: &[&str]) -> Command {
-        let mut command = mas(arguments);
-        command
-            .env("PROTOCOL_TYPE", "redis")
-            .env("REDIS_ADDR", server.address());
-        command
-    }
+    impl Broker for RedisServer {
+        fn variables(&self) -> [(&'static str, String); 2] {
+            [
+                ("PROTOCOL_TYPE", "redis".to_owned()),
+                ("REDIS_ADDR", self.address()),
+            ]
+        }
 
-    /// The output of the command against this server.
-    pub(crate) fn run(server: &RedisServer, arguments: &[&str]) -> Output {
-        finish(on(server, arguments).spawn().unwrap())
-    }
+        fn kill(&self) {
+            RedisServer::kill(self).unwrap();
+        }
 
-    /// Likewise, of a command that has to succeed.
-    pub(crate) fn succeed(server: &RedisServer, arguments: &[&str]) -> Output {
-        let output = run(server, arguments);
-        let errors = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
-        output
+        fn restart(&self) {
+            RedisServer::restart(self).unwrap();
+        }
+
+        fn freeze(&self, frozen: bool) {
+            RedisServer::freeze(self, frozen).unwrap();
+        }
     }
 }

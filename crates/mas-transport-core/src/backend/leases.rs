@@ -151,13 +151,19 @@ impl<L: Lease> Leases<L> {
 
     /// Forgets everything: the tokens that were out.
     pub fn revoke_all(&mut self) -> Vec<Token> {
-        let mut tokens = Vec::with_capacity(self.out);
+        self.revoke(|_| true)
+    }
+
+    /// Forgets some: their tokens, of those that were out.
+    pub fn revoke(&mut self, which: impl Fn(&L) -> bool) -> Vec<Token> {
+        let mut tokens = Vec::new();
         for (index, slot) in self.slots.iter_mut().enumerate() {
-            if slot.state == State::Free {
+            if slot.state == State::Free || !which(&slot.lease) {
                 continue;
             }
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             if slot.state != State::Left {
+                self.out -= 1;
                 tokens.push(Token {
                     slot: index,
                     generation: slot.generation,
@@ -166,7 +172,6 @@ impl<L: Lease> Leases<L> {
             slot.state = State::Free;
             self.free.push(index);
         }
-        self.out = 0;
         tokens
     }
 

@@ -296,6 +296,12 @@ pub(crate) const NATS: &[Variable] = &[
          limits bound it.",
     ),
     Variable::new(
+        "NATS_STREAM_MAX_BYTES",
+        Kind::Bytes(64 << 10, 1 << 40),
+        "How many bytes a topic keeps, headers included, before a publish to it is refused with Full. Without \
+         it the server's limits bound it.",
+    ),
+    Variable::new(
         "NATS_DUPLICATE_WINDOW",
         Kind::Duration(Duration::from_millis(100), DAY),
         "How long a server remembers the Nats-Msg-Id of what other programs publish to a topic.",
