@@ -107,7 +107,6 @@ impl Member {
                 Err(error) => {
                     // Their attempts are not known. The others are not held up.
                     tracing::debug!(%error, "redeliveries come back when their leases end");
-                    notes.clear();
                 }
             }
         }

@@ -275,7 +275,7 @@ impl Member {
                 ..Place::default()
             };
         }
-        match self.note().await.map(drop) {
+        match self.note().await {
             // A full store stays full unless somebody settles what is in it.
             Err(error) if error.kind() == ErrorKind::Full => {
                 tracing::debug!(%error, "how far the group has come is noted when there is room");
@@ -445,13 +445,12 @@ impl Member {
         (self.lease / 8).min(Duration::from_secs(1))
     }
 
-    /// Notes how far the group has come, if that is news. Whether this member was the one to say it: what
-    /// somebody else noted meanwhile counts too.
-    pub(crate) async fn note(&self) -> Result<bool> {
+    /// Notes how far the group has come, if that is news. What somebody else noted meanwhile counts too.
+    pub(crate) async fn note(&self) -> Result<()> {
         let (progress, last) = {
             let place = lock(&self.place);
             if place.noted == Some(place.floor) {
-                return Ok(false);
+                return Ok(());
             }
             (Progress::new(place.incarnation, place.floor), place.note)
         };
@@ -463,10 +462,9 @@ impl Member {
             let mut place = lock(&self.place);
             place.note = at;
             place.noted = Some(progress.floor);
-            return Ok(true);
+            return Ok(());
         }
-        self.learn().await?;
-        Ok(false)
+        self.learn().await
     }
 
     /// Takes over what somebody noted of the group.

@@ -257,6 +257,19 @@ fn first_deadline<'a>(leases: impl Iterator<Item = &'a Lease>) -> Instant {
     first.unwrap_or_else(Instant::now)
 }
 
+/// Does something to items, again and again while the server cannot take it, until their leases end.
+async fn persist<T, F>(
+    member: &Member,
+    items: Vec<Item>,
+    attempt: impl FnMut(Vec<Item>) -> F,
+    done: impl FnMut(Vec<Item>, Result<T>),
+) where
+    F: Future<Output = Result<T>>,
+{
+    let deadline = |(_, _, lease): &Item| lease.deadline;
+    persist_each(BACKEND, member.lease / 16, items, deadline, attempt, done).await;
+}
+
 async fn ack(member: &Arc<Member>, items: Vec<Item>) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(items.len());
     let attempt = |items: Vec<Item>| async move {
@@ -267,15 +280,7 @@ async fn ack(member: &Arc<Member>, items: Vec<Item>) -> Vec<Answer> {
     let done = |items: Vec<Item>, outcome: Result<()>| {
         answers.extend(finish(member, items, outcome.map(|()| Settled::Done), true));
     };
-    persist_each(
-        BACKEND,
-        member.lease / 16,
-        items,
-        |(_, _, lease)| lease.deadline,
-        attempt,
-        done,
-    )
-    .await;
+    persist(member, items, attempt, done).await;
     answers
 }
 
@@ -350,15 +355,7 @@ async fn renew(member: &Arc<Member>, items: Vec<Item>) -> Vec<Answer> {
             Err(error) => (item.0, Err(error.clone())),
         }));
     };
-    persist_each(
-        BACKEND,
-        member.lease / 16,
-        items,
-        |(_, _, lease)| lease.deadline,
-        attempt,
-        done,
-    )
-    .await;
+    persist(member, items, attempt, done).await;
     answers
 }
 
@@ -404,15 +401,7 @@ async fn begin(member: &Arc<Member>, items: Vec<Item>) -> Vec<Answer> {
             });
         }
     };
-    persist_each(
-        BACKEND,
-        member.lease / 16,
-        items,
-        |(_, _, lease)| lease.deadline,
-        attempt,
-        done,
-    )
-    .await;
+    persist(member, items, attempt, done).await;
     answers
 }
 

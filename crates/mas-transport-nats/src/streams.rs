@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_nats::datetime::DateTime;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode};
@@ -44,12 +45,16 @@ pub(crate) struct Streams {
 pub(crate) type Incarnation = u64;
 
 pub(crate) fn incarnation(info: &stream::Info) -> Incarnation {
-    u64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default()
+    nanos(info.created)
 }
 
 /// Which consumer it is, of all that ever had its name.
 pub(crate) fn made_at(info: &consumer::Info) -> Incarnation {
-    u64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default()
+    nanos(info.created)
+}
+
+fn nanos(created: DateTime) -> Incarnation {
+    u64::try_from(created.unix_timestamp_nanos()).unwrap_or_default()
 }
 
 impl Streams {

@@ -109,16 +109,13 @@ impl Member {
                 .await?,
             streams.find("fetch", &self.topic).await?,
         );
-        let (known, made, same) = {
+        let (current, made) = {
             let place = lock(&self.place);
-            (place.incarnation, place.made, self.joined() == seen)
+            (place.incarnation, place.made)
         };
-        if !same {
-            return Ok(());
-        }
         // Somebody else may have made them again: what is held here is of those that are gone.
         let group = group.filter(|group| made_at(group) == made);
-        let stream = stream.filter(|stream| incarnation(stream) == known);
+        let stream = stream.filter(|stream| incarnation(stream) == current);
         let (Some(group), Some(stream)) = (group, stream) else {
             // Whoever closes makes nothing anew.
             return match self.closing.is_cancelled() {
@@ -126,7 +123,6 @@ impl Member {
                 false => self.rejoin(seen).await,
             };
         };
-        let current = known;
         let before = stream.state.first_sequence.saturating_sub(1);
         let (floor, trimmed) = {
             let mut place = lock(&self.place);
@@ -164,7 +160,7 @@ impl Member {
             place.floor = place.floor.max(before);
             place.settled.prune(before);
         }
-        self.note().await.map(drop)
+        self.note().await
     }
 
     /// Enters what a look found: that all before the stream's first entry is gone, how far the server has
@@ -280,7 +276,7 @@ impl Member {
                     self.trim_later();
                 }
             }
-            self.note().await.map(drop)
+            self.note().await
         };
         let trimmed = trimming.await;
         if trimmed.is_err() {
