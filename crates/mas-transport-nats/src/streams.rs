@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::datetime::DateTime;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy};
@@ -53,8 +53,11 @@ pub(crate) fn made_at(info: &consumer::Info) -> Incarnation {
     nanos(info.created)
 }
 
+/// The client's type is another one where any crate of the build asks for its feature `chrono`; either
+/// becomes a time of the system.
 fn nanos(created: DateTime) -> Incarnation {
-    u64::try_from(created.unix_timestamp_nanos()).unwrap_or_default()
+    let since = SystemTime::from(created).duration_since(UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or_default()
 }
 
 impl Streams {
