@@ -20,6 +20,7 @@ use crate::trial;
 
 pub(super) const TRIALS: &[TrialDef] = &[
     trial!(L6, the_buffer_of_a_working_member_does_not_age),
+    trial!(L6, what_joins_the_buffer_later_does_not_age_either),
     trial!(L6, a_member_whose_handlers_hang_gives_its_buffer_up),
     trial!(L6, a_member_whose_handlers_hang_takes_no_more),
     trial!(L6, the_window_is_never_exceeded),
@@ -52,6 +53,34 @@ async fn the_buffer_of_a_working_member_does_not_age(ctx: Ctx) -> Verdict {
         held.ack().await?;
     }
     same("messages of a slow handler", got, wanted)?;
+    member.nothing().await
+}
+
+/// What came first is extended first, and stands before what ends sooner from then on.
+async fn what_joins_the_buffer_later_does_not_age_either(ctx: Ctx) -> Verdict {
+    let topic = ctx.topic("orders")?;
+    let agent = ctx.agent().await?;
+    let member = agent.join(&ctx.subscription(&topic, "billing")).await?;
+    let start = Instant::now();
+    let messages = ctx.messages(&topic, ctx.pick(5, 10));
+    let wanted = ids(&messages);
+    for message in messages {
+        agent.publish(message).await?;
+        tokio::time::sleep(ctx.lease() / 20).await;
+    }
+    sleep_until(start + ctx.lease() * 9 / 10).await;
+    let mut got = Vec::new();
+    for _ in 0..wanted.len() {
+        let held = member.next().await?;
+        equal("the attempt of a message that waited", held.attempt(), 1)?;
+        let left = held.deadline().saturating_duration_since(Instant::now());
+        if left + ctx.timing().slack < ctx.lease() / 2 {
+            return Err(format!("a message was handed out with {left:?} of its lease left").into());
+        }
+        got.push(held.id().to_owned());
+        held.ack().await?;
+    }
+    same("messages that came one after the other", got, wanted)?;
     member.nothing().await
 }
 

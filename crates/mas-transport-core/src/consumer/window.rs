@@ -118,6 +118,9 @@ pub(super) struct Window {
     /// Held deliveries by deadline; each change of a deadline adds an entry, and entries that are no
     /// longer true are cleaned lazily.
     expiry: BinaryHeap<Reverse<(Instant, Token)>>,
+    /// No lease in the buffer that is not being extended ends before that. What was extended stands before
+    /// what came later and may end sooner, so that the first in line says nothing.
+    first_end: Option<Instant>,
 }
 
 impl Window {
@@ -144,6 +147,7 @@ impl Window {
             lapsed: 0,
             alone: None,
             expiry: BinaryHeap::new(),
+            first_end: None,
         }
     }
 
@@ -204,8 +208,14 @@ impl Window {
         }
     }
 
+    fn ends_at(&mut self, deadline: Instant) {
+        let first = self.first_end.unwrap_or(deadline);
+        self.first_end = Some(first.min(deadline));
+    }
+
     /// Buffers a delivery.
     pub(super) fn buffer(&mut self, raw: RawDelivery) {
+        self.ends_at(raw.deadline);
         self.insert(
             raw.token,
             Lease {
@@ -314,7 +324,7 @@ impl Window {
     fn hand_out(&mut self, mut raw: RawDelivery, now: Instant) -> Option<RawDelivery> {
         let lease = self.leases.get_mut(&raw.token)?;
         if lease.deadline <= now {
-            // It lapsed in the buffer; somebody else may have it.
+            tracing::debug!(position = %raw.position, "a lease ended in the buffer; somebody else may have the message");
             self.release(raw.token);
             return None;
         }
@@ -360,6 +370,7 @@ impl Window {
                 again.begun = Begun::Yes;
                 again.raw.deadline = deadline;
                 lease.deadline = deadline;
+                self.ends_at(deadline);
             }
             _ => {
                 self.again.remove(i);
@@ -433,7 +444,10 @@ impl Window {
                 }
                 self.expiry.push(Reverse((deadline, token)));
             }
-            (Some(deadline), _) => entry.deadline = deadline,
+            (Some(deadline), _) => {
+                entry.deadline = deadline;
+                self.ends_at(deadline);
+            }
             (None, Stage::Buffered) => self.unbuffer(token),
             (None, _) => {}
         }
@@ -506,6 +520,7 @@ impl Window {
     /// Empties the buffer; what is named has to be returned to the broker.
     pub(super) fn empty(&mut self) -> Vec<(Token, Instant)> {
         let mut back = Vec::new();
+        self.first_end = None;
         let fresh = std::mem::take(&mut self.fresh).into_iter();
         // What is being begun right now is returned when that has been answered.
         let (stay, go): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.again)
@@ -554,30 +569,29 @@ impl Window {
         let again = self.again.iter().filter(|a| a.begun != Begun::OnTheWay);
         let buffered = self.fresh.iter().chain(again.map(|a| &a.raw));
         let mut due = Vec::new();
+        let mut first_end = None::<Instant>;
         for raw in buffered {
-            if let Some(lease) = self.leases.get_mut(&raw.token)
-                && !lease.extending
-                && lease.deadline <= now + half
-            {
+            let Some(lease) = self.leases.get_mut(&raw.token) else {
+                continue;
+            };
+            if !lease.extending && lease.deadline <= now + half {
                 lease.extending = true;
                 due.push((raw.token, lease.deadline));
+            } else if !lease.extending {
+                first_end = Some(first_end.map_or(lease.deadline, |end| end.min(lease.deadline)));
             }
         }
+        self.first_end = first_end;
         due
     }
 
     /// When something is next due: an extension of the buffer, the end of a held lease.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let half = self.lease / 2;
-        let extend = |raw: &RawDelivery| {
-            let lease = self.leases.get(&raw.token)?;
-            (!lease.extending).then_some(lease.deadline - half)
-        };
-        let fresh = self.fresh.iter().find_map(extend);
-        let waits = self.again.iter().filter(|a| a.begun != Begun::OnTheWay);
-        let again = waits.filter_map(|a| extend(&a.raw)).min();
+        let buffered = !self.fresh.is_empty() || !self.again.is_empty();
+        let end = self.first_end.filter(|_| buffered);
+        let extend = end.map(|end| end - self.lease / 2);
         let lapse = self.expiry.peek().map(|Reverse((at, _))| *at);
-        [fresh, again, lapse].into_iter().flatten().min()
+        extend.into_iter().chain(lapse).min()
     }
 
     /// How many deliveries the application holds whose leases live.

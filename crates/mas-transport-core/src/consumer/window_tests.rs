@@ -176,6 +176,25 @@ async fn the_buffer_is_extended_at_half_lease_and_an_extension_that_fails_drops_
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_stands_behind_extended_deliveries_is_extended_in_time() {
+    let now = Instant::now();
+    let mut w = window(10);
+    w.buffer(raw(0, now));
+    let later = now + LEASE * 4 / 10;
+    w.buffer(raw(1, later));
+    let half = now + LEASE / 2;
+    let due = w.due_for_extension(half);
+    assert_eq!(due.len(), 1);
+    w.extended(due[0].0, Some(half + LEASE));
+    assert_eq!(w.next_due(), Some(later + LEASE / 2));
+    let due = w.due_for_extension(later + LEASE / 2);
+    assert_eq!(due, [(raw(1, later).token, later + LEASE)]);
+    assert_eq!(w.next_due(), Some(half + LEASE / 2));
+    assert_eq!(w.empty().len(), 2);
+    assert_eq!(w.next_due(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_lapsed_in_the_buffer_is_not_handed_out() {
     let now = Instant::now();
     let mut w = window(10);
