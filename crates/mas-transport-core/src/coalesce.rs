@@ -26,6 +26,9 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// An idle line waits a turn for more entries, unless it has so many.
 const GATHERED: usize = 32;
 
+/// How long a few entries wait for others while batches are in flight, on a line that gathers.
+const GATHER: Duration = Duration::from_millis(2);
+
 /// Where batches go.
 #[async_trait]
 pub(crate) trait Sink<I, R>: Send + Sync + 'static {
@@ -55,6 +58,9 @@ pub(crate) struct Bounds {
     pub(crate) in_flight: usize,
     /// How long an entry may wait to be sent and answered.
     pub(crate) timeout: Duration,
+    /// While a batch is in flight a few entries wait for others: until it is answered, or a moment. For
+    /// what is rarely waited for.
+    pub(crate) gathers: bool,
 }
 
 /// The outcomes of one batch, shared by the handles of its entries.
@@ -369,8 +375,20 @@ where
             }
             // Let the tasks that are about to push do so: one turn costs a lone caller nothing
             // measurable and fills the first batch of many. What came as a batch does not wait.
-            if in_flight.is_empty() && self.front() < GATHERED {
+            if in_flight.is_empty() && !self.is_worth_it() {
                 tokio::task::yield_now().await;
+            }
+            // Every batch costs a round trip, whatever it holds.
+            if self.shared.bounds.gathers && !in_flight.is_empty() {
+                let enough = async {
+                    while !in_flight.is_empty() && !self.is_worth_it() {
+                        tokio::select! {
+                            _ = in_flight.next() => {}
+                            () = self.shared.wake.notified() => {}
+                        }
+                    }
+                };
+                let _ = timeout_at(by.min(Instant::now() + GATHER), enough).await;
             }
             let Some(batch) = lock(&self.shared.queue).batches.pop_front() else {
                 continue;
@@ -385,10 +403,11 @@ where
         while in_flight.next().await.is_some() {}
     }
 
-    /// How many entries the next batch has.
-    fn front(&self) -> usize {
+    /// Whether the next batch need not wait for more entries.
+    fn is_worth_it(&self) -> bool {
         let queue = lock(&self.shared.queue);
-        queue.batches.front().map_or(0, |batch| batch.entries.len())
+        let front = queue.batches.front().map_or(0, |batch| batch.entries.len());
+        front >= GATHERED.min(self.shared.bounds.entries) || queue.batches.len() > 1
     }
 
     fn next(&self) -> Next {

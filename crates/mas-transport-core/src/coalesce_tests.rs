@@ -40,16 +40,68 @@ fn line(in_flight: usize) -> (Line<u32, Told>, Batches) {
 }
 
 fn watched(in_flight: usize) -> (Line<u32, Told>, Batches, Done) {
-    let (shown, batches) = mpsc::unbounded_channel();
-    let bounds = Bounds {
+    with(Bounds {
         entries: 4,
         bytes: 100,
         in_flight,
         timeout: Duration::from_secs(10),
-    };
+        gathers: false,
+    })
+}
+
+fn with(bounds: Bounds) -> (Line<u32, Told>, Batches, Done) {
+    let (shown, batches) = mpsc::unbounded_channel();
     let done = Done::default();
     let sink = Arc::new(Shown(shown, done.clone()));
     (Line::start(sink, bounds), batches, done)
+}
+
+/// A line that gathers: up to 64 entries in each of four batches in flight.
+fn gathering() -> (Line<u32, Told>, Batches) {
+    let (line, batches, _) = with(Bounds {
+        entries: 64,
+        bytes: 1000,
+        in_flight: 4,
+        timeout: Duration::from_secs(10),
+        gathers: true,
+    });
+    (line, batches)
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_entries_wait_for_the_answer_before_them_or_a_moment() {
+    let (line, mut batches) = gathering();
+    let start = Instant::now();
+    let push = |n| drop(line.push(n, 1, Instant::now()).unwrap());
+    push(0);
+    let (first, answer) = batches.recv().await.unwrap();
+    assert_eq!((first, start.elapsed()), (vec![0], Duration::ZERO));
+    push(1);
+    tokio::time::sleep(GATHER / 2).await;
+    push(2);
+    answer.send(()).unwrap();
+    let (second, unanswered) = batches.recv().await.unwrap();
+    assert_eq!((second, start.elapsed()), (vec![1, 2], GATHER / 2));
+    push(3);
+    let (third, _unanswered) = batches.recv().await.unwrap();
+    assert_eq!(third, [3], "without an answer it does not wait longer");
+    let waited = start.elapsed() - GATHER / 2;
+    assert!((GATHER..GATHER * 2).contains(&waited), "{waited:?}");
+    drop(unanswered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_entries_do_not_wait() {
+    let (line, mut batches) = gathering();
+    let start = Instant::now();
+    drop(line.push(0, 1, Instant::now()).unwrap());
+    let (_, _unanswered) = batches.recv().await.unwrap();
+    for n in 0..GATHERED as u32 {
+        drop(line.push(n, 1, Instant::now()).unwrap());
+    }
+    let (second, _unanswered) = batches.recv().await.unwrap();
+    assert_eq!(second.len(), GATHERED);
+    assert_eq!(start.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

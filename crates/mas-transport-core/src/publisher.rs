@@ -115,6 +115,7 @@ impl Publisher {
             bytes: BATCH_BYTES,
             in_flight: info.tuning.publish_in_flight,
             timeout: options.publish_timeout,
+            gathers: false,
         };
         Self(Arc::new(Inner {
             line: Line::start(Arc::new(sink), bounds),

@@ -174,6 +174,7 @@ impl Shared {
             in_flight: info.tuning.settle_in_flight,
             // A settlement is worth nothing once the lease has ended.
             timeout: subscription.get_lease(),
+            gathers: true,
         };
         let topic = if subscription.has_wildcard() {
             Topic::wildcard(subscription.pattern())
