@@ -52,6 +52,7 @@ pub mod harnesses;
 mod held;
 pub mod history;
 pub mod layers;
+mod logs;
 mod member;
 mod polls;
 mod registry;

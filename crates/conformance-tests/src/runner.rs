@@ -17,6 +17,7 @@ use crate::clauses::CLAUSES;
 use crate::ctx::{Ctx, Parts};
 use crate::harness::{Failure, Harness, Setup, Variant, Verdict};
 use crate::history::History;
+use crate::logs;
 use crate::registry::{Tier, TrialDef};
 use crate::trials::all;
 
@@ -500,7 +501,11 @@ fn timed(name: String, work: impl FnOnce() -> Result<(), String>) -> Result<(), 
 /// Runs the suite of every harness as a test program: arguments as `cargo test` gives them, then
 /// the slowest ten and the seeds. Call it first thing in `main`: a trial that needs a process of
 /// its own starts this program again.
+///
+/// `RUST_LOG=mas_transport_redis=debug` and the like shows on stderr what backend and client log; each line
+/// names its trial.
 pub fn main(harnesses: Vec<Arc<dyn Harness>>) -> ExitCode {
+    logs::start();
     if let Some(code) = child::run(&harnesses) {
         return code;
     }
