@@ -1,6 +1,6 @@
 //! What a member takes into its hands, and what it gives back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use async_nats::{HeaderMap, Subject};
@@ -12,7 +12,7 @@ use crate::connection::lock;
 use crate::decode;
 use crate::lease::{Lease, Origin, position};
 use crate::member::Member;
-use crate::settle::{Item, Target, extend};
+use crate::settle::{Item, Target, acknowledge, extend};
 
 /// What every acknowledgement's subject begins with.
 const ACK: &str = "$JS.ACK.";
@@ -58,6 +58,13 @@ fn numbers(reply: &str) -> Option<(u64, u64)> {
     Some((tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?))
 }
 
+/// When an entry was stored, in nanoseconds, as the subject of its settlement says.
+fn stored_at(reply: &str) -> Option<u64> {
+    let tokens = reply.split('.').count();
+    let at = if tokens == 9 { 7 } else { 9 };
+    reply.split('.').nth(at)?.parse().ok()
+}
+
 impl Member {
     /// Takes in entries that were asked for at `asked`. When they were long on their way, their leases
     /// are begun anew first: nobody is handed a nearly ended one.
@@ -71,6 +78,10 @@ impl Member {
         let origin = Origin {
             process: process.clone(),
             epoch: self.link.epoch(),
+        };
+        let entries = match self.shared.streams.takes_back {
+            true => self.leave_out_known(entries, &origin),
+            false => entries,
         };
         if asked.elapsed() > self.lease / 4 {
             // One whose lease has ended may be somebody else's: it must not be taken away from them.
@@ -183,6 +194,60 @@ impl Member {
         lock(&self.place).received += arrivals.len() as u64;
         let refused = self.inbox.add(arrivals);
         self.give_back(refused).await;
+    }
+
+    /// Leaves out what this member holds or has settled, of what comes as if for the first time.
+    ///
+    /// Servers before 2.10 (seen on 2.9.10) take back the last entry that they sent, whether or not it is
+    /// settled, when what they send again meets a pull that has just ended; the next pull gets it once more.
+    /// What another member has of it is not known here: there it is a duplicate.
+    fn leave_out_known(self: &Arc<Self>, entries: Vec<Taken>, origin: &Origin) -> Vec<Taken> {
+        let mut latest = HashMap::with_capacity(entries.len());
+        for entry in &entries {
+            let delivered = latest.entry(entry.sequence).or_insert(entry.delivered);
+            *delivered = entry.delivered.max(*delivered);
+        }
+        let now = Instant::now();
+        let held: HashSet<u64> = {
+            let leases = lock(&self.leases);
+            let live = leases.iter().filter(|lease| lease.deadline > now);
+            live.map(|lease| lease.sequence).collect()
+        };
+        let (mut unknown, mut settled) = (Vec::with_capacity(entries.len()), Vec::new());
+        {
+            let mut place = lock(&self.place);
+            place.sort_in();
+            let mut newest = place.newest;
+            for entry in entries {
+                let sequence = entry.sequence;
+                let time = stored_at(&entry.reply).unwrap_or(u64::MAX);
+                newest = newest.max(time);
+                // What was stored later than all that came may be of a stream that was made again.
+                let same = time <= place.newest;
+                if same && (sequence <= place.floor || place.settled.contains(sequence)) {
+                    settled.push(Target {
+                        reply: entry.reply,
+                        sequence,
+                        origin: origin.clone(),
+                    });
+                } else if latest.get(&sequence) == Some(&entry.delivered)
+                    && !(same && entry.delivered == 1 && held.contains(&sequence))
+                {
+                    latest.remove(&sequence);
+                    unknown.push(entry);
+                }
+            }
+            place.newest = newest;
+        }
+        if !settled.is_empty() {
+            let (member, until) = (self.clone(), now + self.lease);
+            self.spawn(async move {
+                if let Err(error) = acknowledge(&member, settled, until).await {
+                    tracing::debug!(%error, "what was settled before may come once more");
+                }
+            });
+        }
+        unknown
     }
 
     /// Takes in an entry that the client could not read, so that it is quarantined. The server sent it,

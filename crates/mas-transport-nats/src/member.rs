@@ -80,6 +80,8 @@ pub(crate) struct Place {
     pub(crate) crowded: bool,
     /// How far members are known to have trimmed.
     pub(crate) trimmed: u64,
+    /// When the newest entry was stored that came to this member, by the server's clock, in nanoseconds.
+    pub(crate) newest: u64,
     /// What this member settled above the floor.
     pub(crate) settled: Ranges,
     /// The same, not sorted in yet.

@@ -320,10 +320,9 @@ impl Reader<'_> {
         if ended.is_some()
             && let Some(pull) = self.pull.take()
         {
-            // A pull that waits cannot be called back: the next one waits longer only where nothing comes.
-            // Before 2.10 (seen on 2.9.10) a server takes back the last entry that it ever sent, settled or
-            // not, when what it sends again finds nobody at a pull: there every pull is waited for.
-            let waits = self.active || !self.member.shared.streams.purges;
+            // A pull that waits cannot be called back: the next one waits longer only where nothing comes, and
+            // where no entry is taken back because a pull has ended (see `Member::admit`).
+            let waits = self.active || self.member.shared.streams.takes_back;
             self.patience = if waits {
                 SHORT
             } else {

@@ -31,6 +31,9 @@ const PROGRESS: &[u8] = b"+WPI";
 /// The longest delay: ten years, far within the nanoseconds that servers count.
 const MOST_DELAY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// How long a server keeps what comes back a second time.
+const RETURN_DELAY: Duration = Duration::from_millis(20);
+
 /// The settling half of a member.
 #[derive(Debug)]
 pub(crate) struct NatsSettle(pub(crate) Arc<Member>);
@@ -471,10 +474,16 @@ pub(crate) async fn move_back(
             None => moving.push((item, delay)),
         }
     }
+    let reads = !member.left.is_cancelled();
     let messages = moving.iter().map(|((_, _, lease), delay)| {
+        // The member's own pull may still wait and take it at once, again and again.
+        let delay = match delay {
+            None if reads && lease.again => RETURN_DELAY.as_nanos().try_into().unwrap_or(0),
+            _ => delay.unwrap_or(0),
+        };
         let payload = match delay {
-            Some(nanos) if *nanos > 0 => format!("-NAK {{\"delay\": {nanos}}}").into(),
-            _ => Bytes::from_static(NAK),
+            0 => Bytes::from_static(NAK),
+            nanos => format!("-NAK {{\"delay\": {nanos}}}").into(),
         };
         (lease.into(), payload)
     });

@@ -37,6 +37,8 @@ pub(crate) struct Streams {
     metadata: bool,
     /// Groups remember what they wait for when a part of the stream is purged.
     pub(crate) purges: bool,
+    /// What was sent may be sent again as if for the first time.
+    pub(crate) takes_back: bool,
     seen: Mutex<HashMap<Topic, Instant>>,
     notes: Mutex<bool>,
 }
@@ -65,6 +67,7 @@ impl Streams {
         Self {
             metadata: link.client().is_server_compatible(2, 10, 0),
             purges: link.client().is_server_compatible(2, 10, 0),
+            takes_back: !link.client().is_server_compatible(2, 10, 0),
             link,
             keys,
             seen: Mutex::default(),
