@@ -58,7 +58,7 @@ pub(crate) struct Bounds {
     pub(crate) in_flight: usize,
     /// How long an entry may wait to be sent and answered.
     pub(crate) timeout: Duration,
-    /// While a batch is in flight a few entries wait for others: until it is answered, or a moment. For
+    /// While batches are in flight a few entries wait for others: until all are answered, or a moment. For
     /// what is rarely waited for.
     pub(crate) gathers: bool,
 }

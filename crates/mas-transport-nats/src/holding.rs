@@ -202,6 +202,7 @@ impl Member {
     /// settled, when what they send again meets a pull that has just ended; the next pull gets it once more.
     /// What another member has of it is not known here: there it is a duplicate.
     fn leave_out_known(self: &Arc<Self>, entries: Vec<Taken>, origin: &Origin) -> Vec<Taken> {
+        let count = entries.len() as u64;
         let mut latest = HashMap::with_capacity(entries.len());
         for entry in &entries {
             let delivered = latest.entry(entry.sequence).or_insert(entry.delivered);
@@ -210,8 +211,9 @@ impl Member {
         let now = Instant::now();
         let held: HashSet<u64> = {
             let leases = lock(&self.leases);
-            let live = leases.iter().filter(|lease| lease.deadline > now);
-            live.map(|lease| lease.sequence).collect()
+            // What an earlier process of the server sent it may have forgotten, and sends as new.
+            let live = |l: &&Lease| l.deadline > now && l.origin.process == origin.process;
+            leases.iter().filter(live).map(|l| l.sequence).collect()
         };
         let (mut unknown, mut settled) = (Vec::with_capacity(entries.len()), Vec::new());
         {
@@ -222,22 +224,25 @@ impl Member {
                 let sequence = entry.sequence;
                 let time = stored_at(&entry.reply).unwrap_or(u64::MAX);
                 newest = newest.max(time);
-                // What was stored later than all that came may be of a stream that was made again.
-                let same = time <= place.newest;
-                if same && (sequence <= place.floor || place.settled.contains(sequence)) {
+                // What was stored later than all that came may be of a stream that was made again; and what the
+                // server counts as sent again has been nacked, or its lease has ended.
+                let back = time <= place.newest && entry.delivered == 1;
+                if back && (sequence <= place.floor || place.settled.contains(sequence)) {
                     settled.push(Target {
                         reply: entry.reply,
                         sequence,
                         origin: origin.clone(),
                     });
                 } else if latest.get(&sequence) == Some(&entry.delivered)
-                    && !(same && entry.delivered == 1 && held.contains(&sequence))
+                    && !(back && held.contains(&sequence))
                 {
                     latest.remove(&sequence);
                     unknown.push(entry);
                 }
             }
             place.newest = newest;
+            // The server counts them as sent to somebody.
+            place.received += count - unknown.len() as u64;
         }
         if !settled.is_empty() {
             let (member, until) = (self.clone(), now + self.lease);

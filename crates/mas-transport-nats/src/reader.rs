@@ -321,7 +321,7 @@ impl Reader<'_> {
             && let Some(pull) = self.pull.take()
         {
             // A pull that waits cannot be called back: the next one waits longer only where nothing comes, and
-            // where no entry is taken back because a pull has ended (see `Member::admit`).
+            // where no entry is taken back because a pull has ended (see `Member::leave_out_known`).
             let waits = self.active || self.member.shared.streams.takes_back;
             self.patience = if waits {
                 SHORT
