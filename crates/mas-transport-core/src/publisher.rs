@@ -287,6 +287,7 @@ impl Publisher {
             more.forget();
             return Ok(());
         }
+        self.0.line.nudge();
         let both = async {
             let some = room.messages.acquire_many(messages).await;
             let some = some.map_err(|_| self.closed())?;

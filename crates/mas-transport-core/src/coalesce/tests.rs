@@ -228,3 +228,139 @@ async fn dropping_the_line_sends_what_it_had_and_ends_the_driver() {
         "the sink is gone with the driver"
     );
 }
+
+/// Lets every other task run until it waits.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Lets the driver come to rest, as it does before anybody uses a line for the second time.
+async fn idle(in_flight: usize) -> (Line<u32, Told>, Batches) {
+    let (line, batches) = line(in_flight);
+    settle().await;
+    (line, batches)
+}
+
+fn push_all(line: &Line<u32, Told>, entries: std::ops::Range<u32>) -> Part<Told> {
+    let entries = entries.map(|n| (n, 1)).collect();
+    let mut parts = line.push_all(entries, Instant::now()).unwrap();
+    assert_eq!(parts.len(), 1);
+    parts.remove(0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_on_an_idle_line_is_carried_by_who_waits_for_it() {
+    let (line, mut batches) = idle(1).await;
+    let mut part = push_all(&line, 0..4);
+    settle().await;
+    assert!(batches.try_recv().is_err(), "nobody has polled it yet");
+    assert!(futures::poll!(&mut part).is_pending());
+    let (batch, answer) = batches.try_recv().unwrap();
+    assert_eq!(batch, [0, 1, 2, 3]);
+    answer.send(()).unwrap();
+    let told = futures::poll!(&mut part);
+    assert_eq!(told, std::task::Poll::Ready((0..4).map(Ok).collect()));
+    // The line is idle again.
+    let mut part = push_all(&line, 4..8);
+    assert!(futures::poll!(&mut part).is_pending());
+    assert_eq!(batches.try_recv().unwrap().0, [4, 5, 6, 7]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_driver_takes_what_a_caller_dropped_before_and_after_it_was_sent() {
+    for polled in [false, true] {
+        let (line, mut batches) = idle(1).await;
+        let mut part = push_all(&line, 0..4);
+        if polled {
+            assert!(futures::poll!(&mut part).is_pending());
+        }
+        drop(part);
+        let (batch, answer) = batches.recv().await.unwrap();
+        assert_eq!(batch, [0, 1, 2, 3]);
+        let mut behind = line.push(4, 1, Instant::now()).unwrap();
+        settle().await;
+        assert!(batches.try_recv().is_err(), "one batch in flight");
+        answer.send(()).unwrap();
+        let (batch, answer) = batches.recv().await.unwrap();
+        assert_eq!(batch, [4]);
+        answer.send(()).unwrap();
+        settle().await;
+        assert_eq!(futures::poll!(&mut behind), std::task::Poll::Ready(Ok(4)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_behind_a_caller_that_does_nothing_keeps_the_order_and_need_not_wait_for_it() {
+    for polled in [false, true] {
+        let (line, mut batches) = idle(2).await;
+        let mut part = push_all(&line, 0..4);
+        if polled {
+            assert!(futures::poll!(&mut part).is_pending());
+        }
+        let behind = push_all(&line, 4..8);
+        settle().await;
+        let (first, answer) = batches.try_recv().unwrap();
+        assert_eq!(first, [0, 1, 2, 3]);
+        let (second, also) = batches.try_recv().unwrap();
+        assert_eq!(second, [4, 5, 6, 7]);
+        also.send(()).unwrap();
+        assert_eq!(behind.await.len(), 4);
+        answer.send(()).unwrap();
+        assert_eq!(part.await, (0..4).map(Ok).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_does_nothing_does_not_hold_up_a_close_nor_outlive_its_time() {
+    let (line, mut batches) = idle(1).await;
+    let mut part = push_all(&line, 0..4);
+    assert!(futures::poll!(&mut part).is_pending());
+    assert!(!line.close(Instant::now()).await, "it has no answer yet");
+    let (_, _unanswered) = batches.recv().await.unwrap();
+    let start = Instant::now();
+    assert!(line.close(start + Duration::from_secs(60)).await);
+    assert_eq!(start.elapsed(), Duration::from_secs(10), "its time is up");
+    assert_eq!(part.await, vec![Err("unanswered"); 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_batches_and_those_behind_others_are_the_drivers() {
+    let (line, mut batches) = idle(1).await;
+    let mut few = push_all(&line, 0..3);
+    assert!(futures::poll!(&mut few).is_pending());
+    assert!(batches.try_recv().is_err(), "more may join it");
+    let (batch, answer) = batches.recv().await.unwrap();
+    assert_eq!(batch, [0, 1, 2]);
+    let mut behind = push_all(&line, 3..7);
+    assert!(futures::poll!(&mut behind).is_pending());
+    assert!(batches.try_recv().is_err(), "one batch in flight");
+    answer.send(()).unwrap();
+    assert_eq!(batches.recv().await.unwrap().0, [3, 4, 5, 6]);
+}
+
+#[test]
+fn nobody_carries_on_a_runtime_that_may_end_before_the_line() {
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+    };
+    let (home, elsewhere) = (runtime().unwrap(), runtime().unwrap());
+    let (line, mut batches) = home.block_on(idle(1));
+    for n in 0..2 {
+        let mut part = match n {
+            0 => {
+                let _there = elsewhere.enter();
+                push_all(&line, 0..4)
+            }
+            _ => push_all(&line, 0..4),
+        };
+        assert!(part.carrier.is_none());
+        let (_, answer) = elsewhere.block_on(batches.recv()).unwrap();
+        answer.send(()).unwrap();
+        assert_eq!(elsewhere.block_on(&mut part).len(), 4);
+    }
+}

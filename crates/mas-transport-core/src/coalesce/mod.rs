@@ -1,21 +1,26 @@
 //! The line in front of a broker, shared by both pumps: goes at once when it is idle, gathers
 //! while batches are in flight, and tells every entry its own outcome.
 
+mod carried;
+mod cell;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
-use std::ops::Range;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use tokio::sync::{Notify, watch};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+
+use carried::{Answer, Carrier, Stage, Turns};
+use cell::Cell;
+pub(crate) use cell::{Part, Ticket};
 
 /// Locks; what a panicking thread left behind is still whole, because no code panics while it holds one of
 /// these locks.
@@ -63,97 +68,10 @@ pub(crate) struct Bounds {
     pub(crate) gathers: bool,
 }
 
-/// The outcomes of one batch, shared by the handles of its entries.
-struct Cell<R>(Mutex<CellState<R>>);
-
-enum CellState<R> {
-    Waiting(Vec<Option<Waker>>),
-    Done(Vec<R>),
-}
-
-impl<R> Cell<R> {
-    fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(CellState::Waiting(Vec::new()))))
-    }
-
-    fn complete(&self, results: Vec<R>) {
-        let before = std::mem::replace(&mut *lock(&self.0), CellState::Done(results));
-        if let CellState::Waiting(wakers) = before {
-            wakers.into_iter().flatten().for_each(Waker::wake);
-        }
-    }
-
-    /// What `read` makes of the results, once they are there. Who waits is named by an index.
-    fn poll<T>(
-        &self,
-        index: usize,
-        cx: &Context<'_>,
-        read: impl FnOnce(&[R]) -> Option<T>,
-    ) -> Poll<T> {
-        match &mut *lock(&self.0) {
-            CellState::Done(results) => match read(results) {
-                Some(read) => Poll::Ready(read),
-                // The driver completes every cell with a result for each of its entries.
-                None => Poll::Pending,
-            },
-            CellState::Waiting(wakers) => {
-                if wakers.len() <= index {
-                    wakers.resize(index + 1, None);
-                }
-                if let Some(slot) = wakers.get_mut(index) {
-                    match slot {
-                        Some(waker) => waker.clone_from(cx.waker()),
-                        None => *slot = Some(cx.waker().clone()),
-                    }
-                }
-                Poll::Pending
-            }
-        }
-    }
-}
-
-/// The handle of one entry: resolves to its result. Dropping it withdraws nothing.
-pub(crate) struct Ticket<R> {
-    cell: Arc<Cell<R>>,
-    index: usize,
-}
-
-impl<R> fmt::Debug for Ticket<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ticket").finish_non_exhaustive()
-    }
-}
-
-impl<R: Clone> Ticket<R> {
-    /// A handle whose result is known already.
-    pub(crate) fn ready(result: R) -> Self {
-        let cell = Cell::new();
-        cell.complete(vec![result]);
-        Self { cell, index: 0 }
-    }
-}
-
-impl<R: Clone> Future for Ticket<R> {
-    type Output = R;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
-        let one = |results: &[R]| results.get(self.index).cloned();
-        self.cell.poll(self.index, cx, one)
-    }
-}
-
-/// The handle of neighbours in one batch: resolves to their results, in order.
-pub(crate) struct Part<R> {
-    cell: Arc<Cell<R>>,
-    entries: Range<usize>,
-}
-
-impl<R: Clone> Future for Part<R> {
-    type Output = Vec<R>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Vec<R>> {
-        let all = |results: &[R]| results.get(self.entries.clone()).map(<[R]>::to_vec);
-        self.cell.poll(self.entries.start, cx, all)
+impl Bounds {
+    /// So many entries are worth a batch of their own.
+    fn worth(&self) -> usize {
+        GATHERED.min(self.entries)
     }
 }
 
@@ -172,8 +90,9 @@ struct Queue<I, R> {
 struct Shared<I, R> {
     queue: Mutex<Queue<I, R>>,
     bounds: Bounds,
-    /// Wakes the driver: an entry came, or the line was closed.
-    wake: Notify,
+    turns: Arc<Turns>,
+    /// The driver owns it: what a sink holds may hold the line.
+    sink: Weak<dyn Sink<I, R>>,
 }
 
 /// A line. Entries go out in the order in which they were pushed.
@@ -194,7 +113,7 @@ impl<I, R> Drop for Line<I, R> {
     // What was pushed still goes out; then the driver ends.
     fn drop(&mut self) {
         lock(&self.shared.queue).closed = true;
-        self.shared.wake.notify_one();
+        self.shared.turns.wake.notify_one();
     }
 }
 
@@ -211,7 +130,8 @@ where
                 closed: false,
             }),
             bounds,
-            wake: Notify::new(),
+            turns: Turns::new(Handle::current().id()),
+            sink: Arc::downgrade(&sink),
         });
         let (told, ended) = watch::channel(false);
         let driver = Driver {
@@ -235,12 +155,13 @@ where
         }
         let ticket = self.place(&mut queue, entry, bytes, since);
         drop(queue);
-        self.shared.wake.notify_one();
+        self.nudge();
         Ok(ticket)
     }
 
     /// Puts entries at the end of the line, together; their time runs since then. `Err` gives them
-    /// back when it is closed.
+    /// back when it is closed. The caller is about to wait for all of them: on an idle line it sends them
+    /// itself, as it polls the part.
     pub(crate) fn push_all(
         &self,
         entries: Vec<(I, usize)>,
@@ -258,12 +179,40 @@ where
                 _ => parts.push(Part {
                     cell,
                     entries: index..index + 1,
+                    carrier: None,
                 }),
             }
         }
+        if let [part] = parts.as_mut_slice() {
+            part.carrier = self.carry(&mut queue);
+            if part.carrier.is_some() {
+                return Ok(parts);
+            }
+        }
         drop(queue);
-        self.shared.wake.notify_one();
+        self.nudge();
         Ok(parts)
+    }
+
+    /// Makes the only batch in the queue its caller's to see through, if the line is idle and the batch
+    /// need not wait for more entries.
+    fn carry(&self, queue: &mut Queue<I, R>) -> Option<Carrier> {
+        let alone = queue.batches.len() == 1;
+        let sink = self.shared.sink.upgrade().filter(|_| alone)?;
+        let first = queue.batches.front()?;
+        if first.entries.len() < self.shared.bounds.worth() {
+            return None;
+        }
+        let timeout = self.shared.bounds.timeout;
+        self.shared.turns.carry(|| {
+            let batch = queue.batches.pop_front()?;
+            Some(Stage::Placing(Box::pin(send(sink, batch, timeout))))
+        })
+    }
+
+    /// Makes the driver see to what callers carry. For who waits for what a caller may be holding up.
+    pub(crate) fn nudge(&self) {
+        self.shared.turns.wake.notify_one();
     }
 
     fn place(&self, queue: &mut Queue<I, R>, entry: I, bytes: usize, since: Instant) -> Ticket<R> {
@@ -304,7 +253,7 @@ where
     /// Takes no more entries.
     pub(crate) fn shut(&self) {
         lock(&self.shared.queue).closed = true;
-        self.shared.wake.notify_one();
+        self.nudge();
     }
 
     /// Takes no more entries and waits until every one has its result, or the deadline. The driver
@@ -332,7 +281,7 @@ enum Next {
 
 /// The batches that were sent and have no results yet. They are polled by the driver itself: a task
 /// for each would cost a batch two more turns of the scheduler.
-type InFlight = FuturesUnordered<BoxFuture<'static, ()>>;
+type InFlight = FuturesUnordered<Answer>;
 
 /// Waits for something while the answers to what was sent come in.
 async fn meanwhile<T>(in_flight: &mut InFlight, other: impl Future<Output = T>) -> T {
@@ -347,6 +296,46 @@ async fn meanwhile<T>(in_flight: &mut InFlight, other: impl Future<Output = T>) 
     other.await
 }
 
+/// Sends a batch. What remains is to wait for its results and to tell them.
+async fn send<I, R>(
+    sink: Arc<dyn Sink<I, R>>,
+    batch: Batch<I, R>,
+    timeout: Duration,
+) -> Option<Answer>
+where
+    I: Send + 'static,
+    R: Send + 'static,
+{
+    let Batch {
+        entries,
+        bytes,
+        opened,
+        cell,
+    } = batch;
+    let deadline = opened + timeout;
+    let count = entries.len();
+    let sent = timeout_at(deadline, sink.send(entries, deadline)).await;
+    let finish = move |results: Option<Vec<R>>| {
+        let mut results = results.unwrap_or_default();
+        // A backend that answers too little leaves the rest unknown.
+        results.truncate(count);
+        while results.len() < count {
+            results.push(sink.unanswered());
+        }
+        sink.done(&results, bytes, opened);
+        cell.complete(results);
+    };
+    match sent {
+        Ok(confirm) => Some(Box::pin(async move {
+            finish(timeout_at(deadline, confirm).await.ok());
+        })),
+        Err(_) => {
+            finish(None);
+            None
+        }
+    }
+}
+
 impl<I, R> Driver<I, R>
 where
     I: Send + 'static,
@@ -356,10 +345,20 @@ where
         let most = self.shared.bounds.in_flight.max(1);
         let mut in_flight = InFlight::new();
         loop {
-            let by = match self.next() {
+            let carried = match self.shared.turns.take() {
+                Some(Stage::Placing(placing)) => meanwhile(&mut in_flight, placing).await,
+                Some(Stage::Placed(answer)) => Some(answer),
+                None => None,
+            };
+            in_flight.extend(carried);
+            let by = match self.next(in_flight.is_empty()) {
                 Next::Work(by) => by,
                 Next::Idle => {
-                    meanwhile(&mut in_flight, self.shared.wake.notified()).await;
+                    tokio::select! {
+                        biased;
+                        Some(()) = in_flight.next() => {}
+                        () = self.shared.turns.wake.notified() => {}
+                    }
                     continue;
                 }
                 Next::Closed => break,
@@ -384,7 +383,7 @@ where
                     while !in_flight.is_empty() && !self.is_worth_it() {
                         tokio::select! {
                             _ = in_flight.next() => {}
-                            () = self.shared.wake.notified() => {}
+                            () = self.shared.turns.wake.notified() => {}
                         }
                     }
                 };
@@ -395,9 +394,11 @@ where
             };
             if self.is_late(&batch) {
                 self.give_up(batch);
-            } else if let Some(sent) = meanwhile(&mut in_flight, self.send(batch)).await {
-                in_flight.push(sent);
+                continue;
             }
+            let sending = send(self.sink.clone(), batch, self.shared.bounds.timeout);
+            let sent = meanwhile(&mut in_flight, sending).await;
+            in_flight.extend(sent);
         }
         // Everything has been sent; wait for the answers.
         while in_flight.next().await.is_some() {}
@@ -407,46 +408,20 @@ where
     fn is_worth_it(&self) -> bool {
         let queue = lock(&self.shared.queue);
         let front = queue.batches.front().map_or(0, |batch| batch.entries.len());
-        front >= GATHERED.min(self.shared.bounds.entries) || queue.batches.len() > 1
+        front >= self.shared.bounds.worth() || queue.batches.len() > 1
     }
 
-    fn next(&self) -> Next {
+    fn next(&self, all_answered: bool) -> Next {
         let queue = lock(&self.shared.queue);
         match queue.batches.front() {
             Some(front) => Next::Work(front.opened + self.shared.bounds.timeout),
             None if queue.closed => Next::Closed,
-            None => Next::Idle,
-        }
-    }
-
-    /// Sends a batch. What remains is to wait for its results and to tell them.
-    async fn send(&self, batch: Batch<I, R>) -> Option<BoxFuture<'static, ()>> {
-        let Batch {
-            entries,
-            bytes,
-            opened,
-            cell,
-        } = batch;
-        let deadline = opened + self.shared.bounds.timeout;
-        let count = entries.len();
-        let sink = self.sink.clone();
-        let finish = move |results: Option<Vec<R>>| {
-            let mut results = results.unwrap_or_default();
-            // A backend that answers too little leaves the rest unknown.
-            results.truncate(count);
-            while results.len() < count {
-                results.push(sink.unanswered());
-            }
-            sink.done(&results, bytes, opened);
-            cell.complete(results);
-        };
-        match timeout_at(deadline, self.sink.send(entries, deadline)).await {
-            Ok(confirm) => Some(Box::pin(async move {
-                finish(timeout_at(deadline, confirm).await.ok());
-            })),
-            Err(_) => {
-                finish(None);
-                None
+            None => {
+                // Under the lock of the queue: nothing can have come since.
+                if all_answered {
+                    self.shared.turns.rest();
+                }
+                Next::Idle
             }
         }
     }
@@ -478,5 +453,4 @@ where
 }
 
 #[cfg(test)]
-#[path = "coalesce_tests.rs"]
 mod tests;
