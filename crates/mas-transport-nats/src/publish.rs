@@ -1,11 +1,9 @@
 //! Publishing: each message is a publish with a reply subject of its own, and has its own outcome.
 
 use std::sync::Arc;
-use std::task::Poll;
 
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
-use futures::poll;
 use mas_transport_core::{
     Confirm, Error, ErrorKind, Message, RECORD_RESERVE, Receipt, Result, Topic,
 };
@@ -62,16 +60,8 @@ pub(crate) async fn publish(
         outcomes,
         deadline,
     };
-    let mut placing = Box::pin(batch.place(line));
-    // Mostly there is a connection, a stream and room. Then nothing is left to wait for but the answers, and a
-    // task would cost a batch two more turns of the scheduler.
-    if let Poll::Ready(placed) = poll!(&mut placing) {
-        return Box::pin(placed.finish());
-    }
     // A task of its own: whoever gives up waiting must not hold up those behind.
-    let task = shared
-        .tasks
-        .spawn(async move { placing.await.finish().await });
+    let task = shared.tasks.spawn(batch.run(line));
     Box::pin(async move {
         // It neither panics nor is it aborted; a runtime that shuts down drops it.
         task.await.unwrap_or_default()
@@ -122,85 +112,50 @@ struct Batch {
     deadline: Instant,
 }
 
-/// A batch whose place in line is fixed: the messages that wait for answers, each with its subject.
-struct Placed {
-    batch: Batch,
-    open: Vec<(usize, Subject)>,
-    sent: Option<(Sent, OwnedSemaphorePermit)>,
-    /// Messages whose stream was found gone.
-    gone: Vec<usize>,
-    /// They are sent a second time when their stream is gone.
-    again: bool,
-}
-
-impl Placed {
-    /// Waits for the answers.
-    async fn finish(mut self) -> Vec<Result<Receipt>> {
-        self.collect().await;
-        let Self {
-            mut batch, gone, ..
-        } = self;
-        if !gone.is_empty() {
-            for at in gone {
-                if let Some(message) = batch.messages.get(at) {
-                    batch.shared.streams.forget(message.topic());
+impl Batch {
+    async fn run(mut self, line: OwnedMutexGuard<()>) -> Vec<Result<Receipt>> {
+        let mut line = Some(line);
+        // Twice, should somebody have deleted a stream.
+        for attempt in 0..2 {
+            let open = self.prepare().await;
+            if open.is_empty() {
+                break;
+            }
+            let most = self.shared.link.config.max_in_flight;
+            let mut pages = open.chunks(most).peekable();
+            let mut gone = Vec::new();
+            while let Some(page) = pages.next() {
+                let sent = self.send(page).await;
+                // Room for the next one comes with the answers to this one.
+                if pages.peek().is_none() {
+                    drop(line.take());
+                }
+                if let Some((answers, room)) = sent {
+                    let answers = answers.answers(self.deadline).await;
+                    drop(room);
+                    for ((at, _), answer) in page.iter().zip(answers) {
+                        if attempt == 0 && matches!(answer, Answer::Nobody) {
+                            gone.push(*at);
+                        } else {
+                            let outcome = self.outcome(answer);
+                            self.set(*at, outcome);
+                        }
+                    }
                 }
             }
-            let again = batch.shared.line.clone().lock_owned();
-            let line = timeout_at(batch.deadline, again).await.ok();
-            let mut placed = batch.send_all(line, false).await;
-            placed.collect().await;
-            batch = placed.batch;
+            if gone.is_empty() {
+                break;
+            }
+            for at in gone {
+                if let Some(message) = self.messages.get(at) {
+                    self.shared.streams.forget(message.topic());
+                }
+            }
+            let again = self.shared.line.clone().lock_owned();
+            line = timeout_at(self.deadline, again).await.ok();
         }
         let each = |o: Option<_>| o.unwrap_or_else(|| Err(late("publish")));
-        batch.outcomes.into_iter().map(each).collect()
-    }
-
-    /// Waits for the answers to what was sent last.
-    async fn collect(&mut self) {
-        let Some((answers, room)) = self.sent.take() else {
-            return;
-        };
-        let answers = answers.answers(self.batch.deadline).await;
-        drop(room);
-        for ((at, _), answer) in self.open.iter().zip(answers) {
-            if self.again && matches!(answer, Answer::Nobody) {
-                self.gone.push(*at);
-            } else {
-                let outcome = self.batch.outcome(answer);
-                self.batch.set(*at, outcome);
-            }
-        }
-    }
-}
-
-impl Batch {
-    /// Sends what can be sent.
-    async fn place(self, line: OwnedMutexGuard<()>) -> Placed {
-        // Twice, should somebody have deleted a stream.
-        self.send_all(Some(line), true).await
-    }
-
-    /// Sends what is not decided, and gives up the place in line with the last of it.
-    async fn send_all(mut self, line: Option<OwnedMutexGuard<()>>, again: bool) -> Placed {
-        let mut rest = self.prepare().await;
-        let most = self.shared.link.config.max_in_flight;
-        let mut placed = Placed {
-            batch: self,
-            open: Vec::new(),
-            sent: None,
-            gone: Vec::new(),
-            again,
-        };
-        while !rest.is_empty() {
-            // Room for the next ones comes with the answers to these.
-            placed.collect().await;
-            let next = rest.split_off(rest.len().min(most));
-            placed.sent = placed.batch.send(&rest).await;
-            placed.open = std::mem::replace(&mut rest, next);
-        }
-        drop(line);
-        placed
+        self.outcomes.into_iter().map(each).collect()
     }
 
     /// Sends messages, once there is room for them.
