@@ -207,6 +207,8 @@ impl Publisher {
             }
         }
         for part in parts {
+            // A carried batch may be answered at once, with no turn of the scheduler at all.
+            tokio::task::consume_budget().await;
             results.extend(part.await);
         }
         results.extend(outcomes);
@@ -287,11 +289,10 @@ impl Publisher {
             more.forget();
             return Ok(());
         }
-        self.0.line.nudge();
         let both = async {
-            let some = room.messages.acquire_many(messages).await;
+            let some = self.nudging(room.messages.acquire_many(messages)).await;
             let some = some.map_err(|_| self.closed())?;
-            let more = room.bytes.acquire_many(bytes).await;
+            let more = self.nudging(room.bytes.acquire_many(bytes)).await;
             more.map_err(|_| self.closed())?.forget();
             some.forget();
             Ok(())
@@ -307,6 +308,17 @@ impl Publisher {
             .on(self.0.info.backend)
             .with("queue_messages", options.queue_messages)),
         }
+    }
+
+    /// Waits for what a caller that carries its batch may be holding. It stands in the queue before the
+    /// driver is told: whoever comes later finds no room to carry anything.
+    async fn nudging<T>(&self, wait: impl Future<Output = T>) -> T {
+        tokio::pin!(wait);
+        if let Poll::Ready(value) = futures::poll!(&mut wait) {
+            return value;
+        }
+        self.0.line.nudge();
+        wait.await
     }
 
     fn closed(&self) -> Error {

@@ -68,12 +68,17 @@ impl Turns {
         }
     }
 
+    /// Whether this is the runtime of the driver.
+    fn at_home(&self) -> bool {
+        Handle::try_current().is_ok_and(|here| here.id() == self.home)
+    }
+
     /// Lets the caller carry what `batch` makes, if the line is idle and the caller is at home.
     pub(super) fn carry(
         self: &Arc<Self>,
         batch: impl FnOnce() -> Option<Stage>,
     ) -> Option<Carrier> {
-        if !Handle::try_current().is_ok_and(|here| here.id() == self.home) {
+        if !self.at_home() {
             return None;
         }
         let mut turn = match self.turn.try_lock() {
@@ -111,6 +116,11 @@ impl Carrier {
     /// Moves the batch on, as far as it goes now.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
         if self.done {
+            return;
+        }
+        if !self.turns.at_home() {
+            self.done = true;
+            self.turns.wake.notify_one();
             return;
         }
         let mut turn = lock(&self.turns.turn);

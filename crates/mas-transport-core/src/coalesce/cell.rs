@@ -30,6 +30,15 @@ impl<R> Cell<R> {
         }
     }
 
+    /// Nobody waits under this index for now.
+    fn forget(&self, index: usize) {
+        if let CellState::Waiting(wakers) = &mut *lock(&self.0)
+            && let Some(slot) = wakers.get_mut(index)
+        {
+            *slot = None;
+        }
+    }
+
     /// What `read` makes of the results, once they are there. Who waits is named by an index.
     fn poll<T>(
         &self,
@@ -102,10 +111,17 @@ impl<R: Clone> Future for Part<R> {
     type Output = Vec<R>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Vec<R>> {
-        if let Some(carrier) = &mut self.carrier {
+        let Self {
+            cell,
+            entries,
+            carrier,
+        } = &mut *self;
+        if let Some(carrier) = carrier {
+            // It may complete the cell, which would wake this very task.
+            cell.forget(entries.start);
             carrier.poll(cx);
         }
-        let all = |results: &[R]| results.get(self.entries.clone()).map(<[R]>::to_vec);
-        self.cell.poll(self.entries.start, cx, all)
+        let all = |results: &[R]| results.get(entries.clone()).map(<[R]>::to_vec);
+        cell.poll(entries.start, cx, all)
     }
 }

@@ -22,8 +22,8 @@ use carried::{Answer, Carrier, Stage, Turns};
 use cell::Cell;
 pub(crate) use cell::{Part, Ticket};
 
-/// Locks; what a panicking thread left behind is still whole, because no code panics while it holds one of
-/// these locks.
+/// Locks; what a panicking thread left behind is still whole, because no code of ours panics while it holds
+/// one of these locks, and what a panicking backend is polled under is put right first.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

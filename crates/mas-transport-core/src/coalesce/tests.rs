@@ -340,27 +340,69 @@ async fn small_batches_and_those_behind_others_are_the_drivers() {
     assert_eq!(batches.recv().await.unwrap().0, [3, 4, 5, 6]);
 }
 
+/// A runtime that runs only while something blocks on it, so that its driver is where a test left it.
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().build().unwrap()
+}
+
 #[test]
 fn nobody_carries_on_a_runtime_that_may_end_before_the_line() {
-    let runtime = || {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_time()
-            .build()
-    };
-    let (home, elsewhere) = (runtime().unwrap(), runtime().unwrap());
+    let (home, elsewhere) = (runtime(), runtime());
     let (line, mut batches) = home.block_on(idle(1));
-    for n in 0..2 {
-        let mut part = match n {
-            0 => {
-                let _there = elsewhere.enter();
-                push_all(&line, 0..4)
-            }
-            _ => push_all(&line, 0..4),
-        };
+    let there = elsewhere.enter();
+    let on_another = push_all(&line, 0..4);
+    drop(there);
+    let on_none = push_all(&line, 4..8);
+    for part in [on_another, on_none] {
         assert!(part.carrier.is_none());
-        let (_, answer) = elsewhere.block_on(batches.recv()).unwrap();
-        answer.send(()).unwrap();
-        assert_eq!(elsewhere.block_on(&mut part).len(), 4);
+        home.block_on(async {
+            batches.recv().await.unwrap().1.send(()).unwrap();
+            assert_eq!(part.await.len(), 4);
+            settle().await;
+        });
     }
+    let _here = home.enter();
+    assert!(push_all(&line, 8..12).carrier.is_some());
+}
+
+#[test]
+fn a_part_that_is_polled_on_another_runtime_is_the_drivers() {
+    let (home, elsewhere) = (runtime(), runtime());
+    let (_line, mut batches, mut part) = home.block_on(async {
+        let (line, batches) = idle(1).await;
+        let part = push_all(&line, 0..4);
+        (line, batches, part)
+    });
+    assert!(part.carrier.is_some());
+    elsewhere.block_on(async { assert!(futures::poll!(&mut part).is_pending()) });
+    assert!(batches.try_recv().is_err(), "nothing of it began there");
+    home.block_on(async { batches.recv().await.unwrap().1.send(()).unwrap() });
+    home.block_on(settle());
+    assert_eq!(elsewhere.block_on(part).len(), 4);
+}
+
+/// Counts how often it is woken.
+struct Woken(std::sync::atomic::AtomicUsize);
+
+impl std::task::Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_carries_is_woken_by_the_answer_and_not_by_itself() {
+    let (line, mut batches) = idle(1).await;
+    let mut part = push_all(&line, 0..4);
+    let woken = Arc::new(Woken(0.into()));
+    let waker = woken.clone().into();
+    let mut cx = std::task::Context::from_waker(&waker);
+    let mut poll = || std::pin::Pin::new(&mut part).poll(&mut cx).is_ready();
+    assert!(!poll());
+    batches.recv().await.unwrap().1.send(()).unwrap();
+    let count = || woken.0.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(count(), 1);
+    assert!(poll());
+    assert_eq!(count(), 1);
 }
