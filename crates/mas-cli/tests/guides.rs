@@ -201,6 +201,8 @@ fn session(steps: &[Step], put: &[(&str, String)], dir: &Path, programs: &[&Path
         }
         script.push_str(&format!("echo '{MARK}'\n{command}\n"));
     }
+    // Servers that the page stops still write into the directory, which is removed next.
+    script.push_str("exec > /dev/null 2>&1\nwait\n");
     let path = std::env::var_os("PATH").unwrap();
     let path = programs
         .iter()

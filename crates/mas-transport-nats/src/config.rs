@@ -49,6 +49,7 @@ pub struct NatsConfig {
     pub(crate) max_message_bytes: usize,
     pub(crate) max_topic_messages: Option<u64>,
     pub(crate) max_topic_bytes: Option<u64>,
+    pub(crate) max_topic_age: Option<Duration>,
     pub(crate) duplicate_window: Duration,
     pub(crate) max_ack_pending: i64,
     pub(crate) connect_timeout: Duration,
@@ -75,6 +76,7 @@ impl NatsConfig {
             max_message_bytes: MAX_MESSAGE,
             max_topic_messages: None,
             max_topic_bytes: None,
+            max_topic_age: None,
             duplicate_window: Duration::from_secs(120),
             max_ack_pending: 100_000,
             connect_timeout: Duration::from_secs(5),
@@ -233,6 +235,16 @@ impl NatsConfig {
         self
     }
 
+    /// How long a topic keeps a message, settled or not; none by default: for as long as some group has not
+    /// settled it. At least 100 ms, as servers have it. What the server removes before a group has settled
+    /// it, the group is told of as a gap. Dead letters are kept. No topic remembers duplicates for longer. A
+    /// topic that exists with another bound is refused.
+    #[must_use]
+    pub fn max_topic_age(mut self, age: Duration) -> Self {
+        self.max_topic_age = Some(age);
+        self
+    }
+
     /// How long a server remembers the `Nats-Msg-Id` of what other programs publish to a topic, to drop
     /// duplicates; 2 min by default. The library sets none.
     #[must_use]
@@ -305,7 +317,13 @@ impl NatsConfig {
         if self.max_topic_messages == Some(0) || self.max_topic_bytes == Some(0) {
             return wrong("a topic keeps at least one message");
         }
-        // Servers take no shorter one.
+        // Servers take no shorter ones.
+        if self
+            .max_topic_age
+            .is_some_and(|age| age < Duration::from_millis(100))
+        {
+            return wrong("a topic keeps a message for at least 100 ms");
+        }
         if self.duplicate_window < Duration::from_millis(100) {
             return wrong("duplicates are remembered for at least 100 ms");
         }
@@ -399,6 +417,7 @@ mod tests {
             ok.clone().max_in_flight(0),
             ok.clone().max_ack_pending(10),
             ok.clone().max_topic_messages(0),
+            ok.clone().max_topic_age(Duration::from_millis(99)),
             ok.clone().max_topic_bytes(0),
             ok.clone().duplicate_window(Duration::ZERO),
             ok.clone().response_timeout(Duration::ZERO),

@@ -1,10 +1,8 @@
 //! What a member takes into its hands, and what it gives back.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use async_nats::{HeaderMap, Subject};
-use bytes::Bytes;
 use mas_transport_core::{Event, Message, RawDelivery, Result, Token};
 use tokio::time::Instant;
 
@@ -13,57 +11,10 @@ use crate::decode;
 use crate::lease::{Lease, Origin, position};
 use crate::member::Member;
 use crate::settle::{Item, Target, acknowledge, extend};
+use crate::taken::{self, ACK, Taken};
 
-/// What every acknowledgement's subject begins with.
-const ACK: &str = "$JS.ACK.";
 /// Entries that are returned at a time.
 const PAGE: usize = 500;
-
-/// An entry that was pulled.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    pub(crate) sequence: u64,
-    /// How often the server sent it.
-    delivered: u64,
-    reply: Subject,
-    headers: Option<HeaderMap>,
-    payload: Bytes,
-}
-
-impl Taken {
-    /// Reads a message of a pull, which leaves nothing of it; `None` when it is one of the server's own.
-    pub(crate) fn read(message: &mut async_nats::Message) -> Option<Self> {
-        let (delivered, sequence) = message.reply.as_deref().and_then(numbers)?;
-        Some(Self {
-            sequence,
-            delivered,
-            reply: message.reply.take()?,
-            headers: message.headers.take(),
-            payload: std::mem::take(&mut message.payload),
-        })
-    }
-}
-
-/// How often an entry was sent, and its place in the stream, as the subject of its settlement says.
-fn numbers(reply: &str) -> Option<(u64, u64)> {
-    let tokens = reply.strip_prefix(ACK)?;
-    // stream, consumer, delivered, sequence, the consumer's sequence, time, pending; in the second
-    // version behind a domain and an account, and before a token.
-    let behind = match tokens.split('.').count() {
-        7 => 2,
-        9.. => 4,
-        _ => return None,
-    };
-    let mut tokens = tokens.split('.').skip(behind);
-    Some((tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?))
-}
-
-/// When an entry was stored, in nanoseconds, as the subject of its settlement says.
-fn stored_at(reply: &str) -> Option<u64> {
-    let tokens = reply.split('.').count();
-    let at = if tokens == 9 { 7 } else { 9 };
-    reply.split('.').nth(at)?.parse().ok()
-}
 
 impl Member {
     /// Takes in entries that were asked for at `asked`. When they were long on their way, their leases
@@ -79,7 +30,7 @@ impl Member {
             process: process.clone(),
             epoch: self.link.epoch(),
         };
-        let entries = match self.shared.streams.takes_back {
+        let entries = match self.shared.streams.takes_back() {
             true => self.leave_out_known(entries, &origin),
             false => entries,
         };
@@ -197,17 +148,7 @@ impl Member {
     }
 
     /// Leaves out what this member holds or has settled, of what comes as if for the first time.
-    ///
-    /// Servers before 2.10 (seen on 2.9.10) take back the last entry that they sent, whether or not it is
-    /// settled, when what they send again meets a pull that has just ended; the next pull gets it once more.
-    /// What another member has of it is not known here: there it is a duplicate.
     fn leave_out_known(self: &Arc<Self>, entries: Vec<Taken>, origin: &Origin) -> Vec<Taken> {
-        let count = entries.len() as u64;
-        let mut latest = HashMap::with_capacity(entries.len());
-        for entry in &entries {
-            let delivered = latest.entry(entry.sequence).or_insert(entry.delivered);
-            *delivered = entry.delivered.max(*delivered);
-        }
         let now = Instant::now();
         let held: HashSet<u64> = {
             let leases = lock(&self.leases);
@@ -215,36 +156,14 @@ impl Member {
             let live = |l: &&Lease| l.deadline > now && l.origin.process == origin.process;
             leases.iter().filter(live).map(|l| l.sequence).collect()
         };
-        let (mut unknown, mut settled) = (Vec::with_capacity(entries.len()), Vec::new());
-        {
-            let mut place = lock(&self.place);
-            place.sort_in();
-            let mut newest = place.newest;
-            for entry in entries {
-                let sequence = entry.sequence;
-                let time = stored_at(&entry.reply).unwrap_or(u64::MAX);
-                newest = newest.max(time);
-                // What was stored later than all that came may be of a stream that was made again; and what the
-                // server counts as sent again has been nacked, or its lease has ended.
-                let back = time <= place.newest && entry.delivered == 1;
-                if back && (sequence <= place.floor || place.settled.contains(sequence)) {
-                    settled.push(Target {
-                        reply: entry.reply,
-                        sequence,
-                        origin: origin.clone(),
-                    });
-                } else if latest.get(&sequence) == Some(&entry.delivered)
-                    && !(back && held.contains(&sequence))
-                {
-                    latest.remove(&sequence);
-                    unknown.push(entry);
-                }
-            }
-            place.newest = newest;
-            // The server counts them as sent to somebody.
-            place.received += count - unknown.len() as u64;
-        }
+        let (unknown, settled) = taken::sort(entries, &mut lock(&self.place), &held);
         if !settled.is_empty() {
+            let target = |entry: Taken| Target {
+                reply: entry.reply,
+                sequence: entry.sequence,
+                origin: origin.clone(),
+            };
+            let settled = settled.into_iter().map(target).collect();
             let (member, until) = (self.clone(), now + self.lease);
             self.spawn(async move {
                 if let Err(error) = acknowledge(&member, settled, until).await {

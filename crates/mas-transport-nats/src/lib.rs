@@ -54,6 +54,7 @@ mod refusals;
 mod settle;
 mod streams;
 mod sweep;
+mod taken;
 mod transport;
 
 pub use config::{NatsConfig, Storage};

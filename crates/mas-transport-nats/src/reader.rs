@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::connection::{HELD, Link};
 use crate::error::error;
-use crate::holding::Taken;
 use crate::member::Member;
+use crate::taken::Taken;
 
 /// Most entries in one pull.
 pub(crate) const COUNT: usize = 1000;
@@ -322,7 +322,7 @@ impl Reader<'_> {
         {
             // A pull that waits cannot be called back: the next one waits longer only where nothing comes, and
             // where no entry is taken back because a pull has ended (see `Member::leave_out_known`).
-            let waits = self.active || self.member.shared.streams.takes_back;
+            let waits = self.active || self.member.shared.streams.takes_back();
             self.patience = if waits {
                 SHORT
             } else {

@@ -33,12 +33,8 @@ const AT_A_TIME: usize = 64;
 pub(crate) struct Streams {
     pub(crate) link: Arc<Link>,
     pub(crate) keys: Keys,
-    /// Metadata can be kept with streams and consumers.
-    metadata: bool,
-    /// Groups remember what they wait for when a part of the stream is purged.
-    pub(crate) purges: bool,
-    /// What was sent may be sent again as if for the first time.
-    pub(crate) takes_back: bool,
+    /// The server is older than 2.10.
+    old: bool,
     seen: Mutex<HashMap<Topic, Instant>>,
     notes: Mutex<bool>,
 }
@@ -65,9 +61,7 @@ fn nanos(created: DateTime) -> Incarnation {
 impl Streams {
     pub(crate) fn new(link: Arc<Link>, keys: Keys) -> Self {
         Self {
-            metadata: link.client().is_server_compatible(2, 10, 0),
-            purges: link.client().is_server_compatible(2, 10, 0),
-            takes_back: !link.client().is_server_compatible(2, 10, 0),
+            old: !link.client().is_server_compatible(2, 10, 0),
             link,
             keys,
             seen: Mutex::default(),
@@ -75,12 +69,27 @@ impl Streams {
         }
     }
 
+    /// Metadata can be kept with streams and consumers, and who makes a consumer says which way it is meant.
+    fn has_metadata(&self) -> bool {
+        !self.old
+    }
+
+    /// Groups remember what they wait for when a part of the stream is purged.
+    pub(crate) fn purges(&self) -> bool {
+        !self.old
+    }
+
+    /// What was sent may be sent again as if for the first time.
+    pub(crate) fn takes_back(&self) -> bool {
+        self.old
+    }
+
     fn config(&self) -> &NatsConfig {
         &self.link.config
     }
 
     fn labels(&self) -> HashMap<String, String> {
-        match self.metadata {
+        match self.has_metadata() {
             true => HashMap::from([("mas-format".to_owned(), "1".to_owned())]),
             false => HashMap::new(),
         }
@@ -117,11 +126,20 @@ impl Streams {
             let most = most.filter(|_| !topic.is_internal());
             most.map_or(-1, |most| i64::try_from(most).unwrap_or(i64::MAX))
         };
+        let age = self.config().max_topic_age;
+        let age = age.filter(|_| !topic.is_internal()).unwrap_or_default();
+        let base = self.base(self.keys.stream(topic), self.keys.takes(topic));
         stream::Config {
             max_messages: bound(self.config().max_topic_messages),
             max_bytes: bound(self.config().max_topic_bytes),
+            max_age: age,
+            // Servers remember nobody for longer than they keep a message.
+            duplicate_window: match age.is_zero() {
+                true => base.duplicate_window,
+                false => base.duplicate_window.min(age),
+            },
             description: Some(format!("mas-transport topic {topic}")),
-            ..self.base(self.keys.stream(topic), self.keys.takes(topic))
+            ..base
         }
     }
 
@@ -308,11 +326,11 @@ impl Streams {
             stream_name: &stream,
             config,
             // Before 2.10 a server updates what is there; it is found first, which leaves a moment.
-            action: self.metadata.then_some("create"),
+            action: self.has_metadata().then_some("create"),
         };
         let operation = "subscribe";
         // By the name of durable consumers, which every server knows.
-        let subject = match self.metadata {
+        let subject = match self.has_metadata() {
             true => format!("CONSUMER.CREATE.{stream}.{group}"),
             false => format!("CONSUMER.DURABLE.CREATE.{stream}.{group}"),
         };
@@ -373,7 +391,7 @@ impl Streams {
         topic: &Topic,
         range: RangeInclusive<u64>,
     ) -> Result<u64> {
-        if self.purges {
+        if self.purges() {
             return self.purge(operation, topic, *range.end() + 1).await;
         }
         let subject = format!("STREAM.MSG.DELETE.{}", self.keys.stream(topic));

@@ -233,7 +233,7 @@ impl Member {
                 (place.floor, place.trimmed.max(place.before))
             };
             let settled = floor.unwrap_or(0).min(own);
-            let most = if streams.purges { u64::MAX } else { MOST };
+            let most = if streams.purges() { u64::MAX } else { MOST };
             let floor = settled.min(trimmed.saturating_add(most));
             let count = floor.saturating_sub(trimmed);
             let removal = {
@@ -249,7 +249,7 @@ impl Member {
                 }
             };
             let unsafe_now = |groups: &[Info]| {
-                streams.purges && !groups.iter().all(|info| removal.is_safe(info))
+                streams.purges() && !groups.iter().all(|info| removal.is_safe(info))
             };
             if count > 0 && unsafe_now(&groups) {
                 self.trim_later();

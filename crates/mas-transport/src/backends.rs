@@ -319,6 +319,9 @@ fn nats_config(settings: &Settings) -> Result<mas_transport_nats::NatsConfig> {
     if let Some(most) = settings.whole("NATS_STREAM_MAX_BYTES") {
         config = config.max_topic_bytes(most);
     }
+    if let Some(age) = settings.duration("NATS_STREAM_MAX_AGE") {
+        config = config.max_topic_age(age);
+    }
     if let Some(window) = settings.duration("NATS_DUPLICATE_WINDOW") {
         config = config.duplicate_window(window);
     }

@@ -154,6 +154,7 @@ async fn how_topics_and_groups_are_kept() {
         ("NATS_REPLICAS", "1"),
         ("NATS_STREAM_MAX_MSGS", "7"),
         ("NATS_STREAM_MAX_BYTES", "1MB"),
+        ("NATS_STREAM_MAX_AGE", "48h"),
         ("NATS_DUPLICATE_WINDOW", "3s"),
         ("NATS_MAX_ACK_PENDING", "1234"),
         ("NATS_CONSUMER_GROUP", "shipping"),
@@ -170,6 +171,7 @@ async fn how_topics_and_groups_are_kept() {
         (kept.max_messages, kept.max_bytes, kept.num_replicas),
         (7, 1 << 20, 1)
     );
+    assert_eq!(kept.max_age, Duration::from_secs(48 * 3600));
     assert_eq!(kept.duplicate_window, Duration::from_secs(3));
     assert_eq!(format!("{:?}", kept.storage), "Memory");
     let group = stream.consumer_info("shipping").await.unwrap();
@@ -186,6 +188,7 @@ async fn how_topics_and_groups_are_kept() {
         "storage is Memory, wanted File",
         "max_msgs is 7",
         "max_bytes is 1048576",
+        "max_age is 172800 s, wanted 0 s",
     ] {
         assert!(told.contains(what), "{what}? {told}");
     }

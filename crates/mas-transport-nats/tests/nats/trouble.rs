@@ -9,7 +9,8 @@ use async_nats::connection::State;
 use conformance_tests::fixtures::NatsOptions;
 use futures::StreamExt as _;
 use mas_transport_core::{
-    ErrorKind, Event, Lag, Message, Outcome, Settled, Stored, Transport as _,
+    ErrorKind, Event, Group, Lag, Message, Outcome, Settled, Stored, Topic, TopicSpec,
+    Transport as _,
 };
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -155,6 +156,44 @@ async fn a_full_topic_is_told_and_takes_more_when_there_is_room() {
         assert_eq!(error.stored(), Stored::No);
         let got = member.deliveries(stored).await;
         member.ack(&got).await;
+    }
+    transport.close(Instant::now() + SOON).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_topic_keeps_for_a_time_only_is_told_as_lost() {
+    let Some(server) = server(&NatsOptions::new()) else {
+        return;
+    };
+    let age = Duration::from_millis(700);
+    let transport = connect(config(&server).max_topic_age(age)).await;
+    let mut member = Member::join(&transport, &subscription("orders", 30_000)).await;
+    publish(&transport, "orders", 3).await;
+    let got = member.deliveries(3).await;
+    member.ack(&got[..1]).await;
+    // The server may remove one before the other.
+    let mut lost = 0;
+    while lost < 2 {
+        if let Event::Gap(gap) = member.event().await {
+            lost += gap.lost.expect("nobody else is in the group");
+        }
+    }
+    assert_eq!(lost, 2, "one of three was settled");
+    one(&transport, "orders", "later").await.unwrap();
+    let later = member.delivery().await;
+    assert_eq!(later.message.payload(), b"later".as_slice());
+    member.ack(&[later]).await;
+
+    let jetstream = native(&transport).jetstream();
+    let letters = Topic::dead_letters(&topic("orders"), &Group::new("billing").unwrap());
+    for (topic, wanted) in [(topic("orders"), age), (letters, Duration::ZERO)] {
+        let spec = TopicSpec::new(topic.clone());
+        transport.admin().declare(&spec).await.unwrap();
+        let name = native(&transport).stream(&topic);
+        let stream = jetstream.get_stream(&name).await.unwrap();
+        let config = &stream.cached_info().config;
+        assert_eq!(config.max_age, wanted, "{name}");
+        assert!(wanted.is_zero() || config.duplicate_window <= age, "{name}");
     }
     transport.close(Instant::now() + SOON).await.unwrap();
 }

@@ -302,6 +302,12 @@ pub(crate) const NATS: &[Variable] = &[
          it the server's limits bound it.",
     ),
     Variable::new(
+        "NATS_STREAM_MAX_AGE",
+        Kind::Duration(Duration::from_millis(100), YEARS),
+        "How long a topic keeps a message, settled or not. Groups are told of what is removed before they \
+         settled it, as a gap. Without it a topic keeps what some group has not settled.",
+    ),
+    Variable::new(
         "NATS_DUPLICATE_WINDOW",
         Kind::Duration(Duration::from_millis(100), DAY),
         "How long a server remembers the Nats-Msg-Id of what other programs publish to a topic.",
