@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
+use tokio::task::{consume_budget, unconstrained};
 use tokio::time::{Instant, timeout_at};
 
 use crate::capabilities::TransportInfo;
@@ -184,6 +185,8 @@ impl Publisher {
         let mut messages = messages.into_iter().peekable();
         let mut failed: Option<Error> = None;
         let since = Instant::now();
+        // What is carried may be answered at once, with no turn of the scheduler at all.
+        consume_budget().await;
         loop {
             // A part at a time, as large as one batch on the wire, so that any number fits.
             let (part, bytes) = self.part(&mut messages);
@@ -207,8 +210,6 @@ impl Publisher {
             }
         }
         for part in parts {
-            // A carried batch may be answered at once, with no turn of the scheduler at all.
-            tokio::task::consume_budget().await;
             results.extend(part.await);
         }
         results.extend(outcomes);
@@ -314,7 +315,8 @@ impl Publisher {
     /// driver is told: whoever comes later finds no room to carry anything.
     async fn nudging<T>(&self, wait: impl Future<Output = T>) -> T {
         tokio::pin!(wait);
-        if let Poll::Ready(value) = futures::poll!(&mut wait) {
+        // However much the task has done: it has to stand in the queue.
+        if let Poll::Ready(value) = futures::poll!(unconstrained(wait.as_mut())) {
             return value;
         }
         self.0.line.nudge();

@@ -145,7 +145,8 @@ pub(crate) async fn publish(
     let first = std::future::poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
     match first {
         Poll::Ready(outcomes) => ready(outcomes),
-        Poll::Pending if placed.load(Ordering::Relaxed) => Box::pin(Placed {
+        // Where it has the last of the room, others wait for it, whether or not somebody polls it.
+        Poll::Pending if placed.load(Ordering::Relaxed) && shared.has_room() => Box::pin(Placed {
             outcomes: Some(sending),
             tasks: shared.tasks.clone(),
             _token: shared.tasks.token(),

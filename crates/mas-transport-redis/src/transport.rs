@@ -55,6 +55,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Whether another batch may be sent now.
+    pub(crate) fn has_room(&self) -> bool {
+        self.room.available_permits() > 0
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.is_cancelled()
     }

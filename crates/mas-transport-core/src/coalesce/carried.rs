@@ -6,7 +6,7 @@
 //! when the caller goes away.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
@@ -34,7 +34,14 @@ enum Turn {
     Driver,
     /// The caller of this number.
     Caller(u64, Stage),
+    /// A caller that is at it this moment, in whatever the backend does when it is polled. Whether the
+    /// driver wants it.
+    Busy(bool),
 }
+
+/// The driver has to wait until it is woken: a caller is moving the line on this moment.
+#[derive(Debug)]
+pub(super) struct Busy;
 
 /// Whose turn it is, and how the driver is woken.
 pub(super) struct Turns {
@@ -61,10 +68,15 @@ impl Turns {
     }
 
     /// Makes it the driver's turn. What a caller was carrying is the driver's from now on.
-    pub(super) fn take(&self) -> Option<Stage> {
-        match std::mem::replace(&mut lock(&self.turn).0, Turn::Driver) {
-            Turn::Caller(_, stage) => Some(stage),
-            Turn::Idle | Turn::Driver => None,
+    pub(super) fn take(&self) -> Result<Option<Stage>, Busy> {
+        let turn = &mut lock(&self.turn).0;
+        if let Turn::Busy(wanted) = turn {
+            *wanted = true;
+            return Err(Busy);
+        }
+        match std::mem::replace(turn, Turn::Driver) {
+            Turn::Caller(_, stage) => Ok(Some(stage)),
+            _ => Ok(None),
         }
     }
 
@@ -81,12 +93,7 @@ impl Turns {
         if !self.at_home() {
             return None;
         }
-        let mut turn = match self.turn.try_lock() {
-            Ok(turn) => turn,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            // Somebody carries.
-            Err(TryLockError::WouldBlock) => return None,
-        };
+        let mut turn = lock(&self.turn);
         let (Turn::Idle, number) = *turn else {
             return None;
         };
@@ -113,7 +120,8 @@ impl fmt::Debug for Carrier {
 }
 
 impl Carrier {
-    /// Moves the batch on, as far as it goes now.
+    /// Moves the batch on, as far as it goes now. What cannot be placed at once is the driver's: nobody
+    /// else gets a place before it, and the caller may not be back for a while.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
         if self.done {
             return;
@@ -123,15 +131,22 @@ impl Carrier {
             self.turns.wake.notify_one();
             return;
         }
-        let mut turn = lock(&self.turns.turn);
-        let stage = match std::mem::replace(&mut turn.0, Turn::Driver) {
-            Turn::Caller(number, stage) if number == self.number => stage,
-            // The driver has taken over.
-            other => {
-                turn.0 = other;
-                self.done = true;
-                return;
+        let stage = {
+            let turn = &mut lock(&self.turns.turn).0;
+            match std::mem::replace(turn, Turn::Busy(false)) {
+                Turn::Caller(number, stage) if number == self.number => stage,
+                // The driver has taken over.
+                other => {
+                    *turn = other;
+                    self.done = true;
+                    return;
+                }
             }
+        };
+        let mut hold = Hold {
+            turns: &self.turns,
+            // Should the backend panic.
+            then: Turn::Driver,
         };
         let stage = match stage {
             Stage::Placing(mut placing) => match placing.as_mut().poll(cx) {
@@ -147,13 +162,34 @@ impl Carrier {
             },
             other => other,
         };
-        turn.0 = match stage {
+        let placing = matches!(stage, Some(Stage::Placing(_)));
+        self.done = placing || stage.is_none();
+        hold.then = match stage {
             Some(stage) => Turn::Caller(self.number, stage),
-            None => {
-                self.done = true;
-                Turn::Idle
-            }
+            None => Turn::Idle,
         };
+        drop(hold);
+        if placing {
+            self.turns.wake.notify_one();
+        }
+    }
+}
+
+/// The turn of a caller that is at it.
+struct Hold<'a> {
+    turns: &'a Turns,
+    /// How the turn is left.
+    then: Turn,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let then = std::mem::replace(&mut self.then, Turn::Driver);
+        let panicked = matches!(then, Turn::Driver);
+        let before = std::mem::replace(&mut lock(&self.turns.turn).0, then);
+        if panicked || matches!(before, Turn::Busy(true)) {
+            self.turns.wake.notify_one();
+        }
     }
 }
 

@@ -49,7 +49,7 @@ impl<R> Cell<R> {
         match &mut *lock(&self.0) {
             CellState::Done(results) => match read(results) {
                 Some(read) => Poll::Ready(read),
-                // The driver completes every cell with a result for each of its entries.
+                // Every cell is completed with a result for each of its entries.
                 None => Poll::Pending,
             },
             CellState::Waiting(wakers) => {

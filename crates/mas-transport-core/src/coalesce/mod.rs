@@ -18,12 +18,12 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use carried::{Answer, Carrier, Stage, Turns};
+use carried::{Answer, Busy, Carrier, Stage, Turns};
 use cell::Cell;
 pub(crate) use cell::{Part, Ticket};
 
-/// Locks; what a panicking thread left behind is still whole, because no code of ours panics while it holds
-/// one of these locks, and what a panicking backend is polled under is put right first.
+/// Locks; what a panicking thread left behind is still whole, because no code panics while it holds one of
+/// these locks, and no backend is called under one.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -296,7 +296,39 @@ async fn meanwhile<T>(in_flight: &mut InFlight, other: impl Future<Output = T>) 
     other.await
 }
 
-/// Sends a batch. What remains is to wait for its results and to tell them.
+/// A batch that was sent and has no results yet.
+struct Sent<I: 'static, R: 'static> {
+    sink: Arc<dyn Sink<I, R>>,
+    count: usize,
+    bytes: usize,
+    opened: Instant,
+    cell: Option<Arc<Cell<R>>>,
+}
+
+impl<I: 'static, R: 'static> Sent<I, R> {
+    fn tell(&mut self, results: Option<Vec<R>>) {
+        let Some(cell) = self.cell.take() else {
+            return;
+        };
+        let mut results = results.unwrap_or_default();
+        // A backend that answers too little leaves the rest unknown.
+        results.truncate(self.count);
+        while results.len() < self.count {
+            results.push(self.sink.unanswered());
+        }
+        self.sink.done(&results, self.bytes, self.opened);
+        cell.complete(results);
+    }
+}
+
+impl<I: 'static, R: 'static> Drop for Sent<I, R> {
+    // The backend panicked, or the runtime ends.
+    fn drop(&mut self) {
+        self.tell(None);
+    }
+}
+
+/// Sends a batch, unless its time has run out. What remains is to wait for its results and to tell them.
 async fn send<I, R>(
     sink: Arc<dyn Sink<I, R>>,
     batch: Batch<I, R>,
@@ -306,34 +338,37 @@ where
     I: Send + 'static,
     R: Send + 'static,
 {
-    let Batch {
-        entries,
-        bytes,
-        opened,
-        cell,
-    } = batch;
-    let deadline = opened + timeout;
-    let count = entries.len();
-    let sent = timeout_at(deadline, sink.send(entries, deadline)).await;
-    let finish = move |results: Option<Vec<R>>| {
-        let mut results = results.unwrap_or_default();
-        // A backend that answers too little leaves the rest unknown.
-        results.truncate(count);
-        while results.len() < count {
-            results.push(sink.unanswered());
-        }
-        sink.done(&results, bytes, opened);
-        cell.complete(results);
+    let deadline = batch.opened + timeout;
+    if deadline <= Instant::now() {
+        give_up(&*sink, batch);
+        return None;
+    }
+    let entries = batch.entries;
+    let mut sent = Sent {
+        sink,
+        count: entries.len(),
+        bytes: batch.bytes,
+        opened: batch.opened,
+        cell: Some(batch.cell),
     };
-    match sent {
+    match timeout_at(deadline, sent.sink.clone().send(entries, deadline)).await {
         Ok(confirm) => Some(Box::pin(async move {
-            finish(timeout_at(deadline, confirm).await.ok());
+            let results = timeout_at(deadline, confirm).await.ok();
+            sent.tell(results);
         })),
         Err(_) => {
-            finish(None);
+            sent.tell(None);
             None
         }
     }
+}
+
+/// Fails a batch that was never sent.
+fn give_up<I: 'static, R: 'static>(sink: &dyn Sink<I, R>, batch: Batch<I, R>) {
+    let entries = batch.entries.into_iter();
+    let results: Vec<R> = entries.map(|entry| sink.unsent(entry)).collect();
+    sink.done(&results, batch.bytes, batch.opened);
+    batch.cell.complete(results);
 }
 
 impl<I, R> Driver<I, R>
@@ -346,9 +381,14 @@ where
         let mut in_flight = InFlight::new();
         loop {
             let carried = match self.shared.turns.take() {
-                Some(Stage::Placing(placing)) => meanwhile(&mut in_flight, placing).await,
-                Some(Stage::Placed(answer)) => Some(answer),
-                None => None,
+                Ok(Some(Stage::Placing(placing))) => meanwhile(&mut in_flight, placing).await,
+                Ok(Some(Stage::Placed(answer))) => Some(answer),
+                Ok(None) => None,
+                // Nothing else is in flight.
+                Err(Busy) => {
+                    self.shared.turns.wake.notified().await;
+                    continue;
+                }
             };
             in_flight.extend(carried);
             let by = match self.next(in_flight.is_empty()) {
@@ -392,10 +432,6 @@ where
             let Some(batch) = lock(&self.shared.queue).batches.pop_front() else {
                 continue;
             };
-            if self.is_late(&batch) {
-                self.give_up(batch);
-                continue;
-            }
             let sending = send(self.sink.clone(), batch, self.shared.bounds.timeout);
             let sent = meanwhile(&mut in_flight, sending).await;
             in_flight.extend(sent);
@@ -438,19 +474,14 @@ where
                 queue.batches.pop_front_if(|front| self.is_late(front))
             };
             match batch {
-                Some(batch) => self.give_up(batch),
+                Some(batch) => give_up(&*self.sink, batch),
                 None => return,
             }
         }
     }
-
-    fn give_up(&self, batch: Batch<I, R>) {
-        let entries = batch.entries.into_iter();
-        let results: Vec<R> = entries.map(|entry| self.sink.unsent(entry)).collect();
-        self.sink.done(&results, batch.bytes, batch.opened);
-        batch.cell.complete(results);
-    }
 }
 
+#[cfg(test)]
+mod carried_tests;
 #[cfg(test)]
 mod tests;
