@@ -18,6 +18,7 @@ fn rules() -> Rules {
         clock_error: Duration::ZERO,
         attempts: Exactness::Exact,
         cut_costs_lease: false,
+        leaving_costs_ack: false,
         any_member: true,
         receipts_survive: Some(Duration::ZERO),
         acks_survive: Some(Duration::ZERO),
@@ -242,6 +243,49 @@ fn a_delivery_after_a_confirmed_ack_is_resurrected() {
     tape.wait(2 * LEASE);
     tape.deliver(1, "a", 2, Some("k"));
     assert_eq!(tape.flaws(), [Flaw::Resurrected]);
+}
+
+/// One entry comes once more, as if for the first time, for each member that went away, and no more.
+#[test]
+fn a_member_that_leaves_costs_one_ack_where_that_is_declared() {
+    let declared = Rules {
+        leaving_costs_ack: true,
+        ..rules()
+    };
+    // One member dies in it.
+    let again = |died: bool, attempt: u32, ids: &[&str]| {
+        let mut tape = clean();
+        if !died {
+            let survives = |e: &Entry| !matches!(e.what, Happened::Crashed { .. });
+            tape.entries.retain(survives);
+        }
+        for id in ids {
+            tape.deliver(1, id, attempt, Some("k"));
+        }
+        tape
+    };
+    let resurrected = |tape: Tape, rules: &Rules| {
+        let findings = check(&tape.entries, rules);
+        let each = findings.iter();
+        each.filter(|f| f.flaw == Flaw::Resurrected).count()
+    };
+    assert_eq!(resurrected(again(true, 1, &["a"]), &declared), 0);
+    assert_eq!(resurrected(again(true, 1, &["a", "e"]), &declared), 1);
+    assert_eq!(
+        resurrected(again(true, 2, &["a"]), &declared),
+        1,
+        "it counts"
+    );
+    assert_eq!(
+        resurrected(again(false, 1, &["a"]), &declared),
+        1,
+        "all live"
+    );
+    assert_eq!(
+        resurrected(again(true, 1, &["a"]), &rules()),
+        1,
+        "undeclared"
+    );
 }
 
 /// A broker that writes behind may forget what it confirmed just before it died, and nothing else.

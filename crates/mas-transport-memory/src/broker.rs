@@ -138,6 +138,7 @@ impl MemoryBroker {
             attempts: Exactness::Exact,
             reclaim_counts_prefetch: true,
             cut_costs_lease: false,
+            leaving_costs_ack: false,
             lag: Exactness::Exact,
             nack_latency: LATENCY,
             delay_slack: LATENCY,

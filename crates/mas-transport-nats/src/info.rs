@@ -41,14 +41,15 @@ pub(crate) async fn probe(link: &Link) -> Result<TransportInfo> {
         };
         e.with("server", &name)
     })?;
-    Ok(describe(&name, &link.config, server.max_payload))
+    let is_old = !link.client().is_server_compatible(2, 10, 0);
+    Ok(describe(&name, &link.config, server.max_payload, is_old))
 }
 
 pub(crate) fn name(link: &Link) -> String {
     format!("nats-server {}", link.client().server_info().version)
 }
 
-fn describe(name: &str, config: &NatsConfig, max_payload: usize) -> TransportInfo {
+fn describe(name: &str, config: &NatsConfig, max_payload: usize, is_old: bool) -> TransportInfo {
     let (durability, ack_durability) = match (config.storage, config.replicas) {
         // Written before it is confirmed; flushed every 2 minutes, unless the server is told otherwise.
         (Storage::File, 1) => (Durability::Process, Durability::WriteBehind),
@@ -74,6 +75,8 @@ fn describe(name: &str, config: &NatsConfig, max_payload: usize) -> TransportInf
         reclaim_counts_prefetch: true,
         // The server does not tell to whom it sent what.
         cut_costs_lease: true,
+        // A pull that ends with its member has no successor: see `Pulls`.
+        leaving_costs_ack: is_old,
         lag: Exactness::Exact,
         nack_latency: Duration::from_millis(250),
         delay_slack: Duration::from_millis(250),

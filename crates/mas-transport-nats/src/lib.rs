@@ -48,6 +48,7 @@ mod member;
 mod native;
 mod notes;
 mod publish;
+mod pulls;
 mod ranges;
 mod reader;
 mod refusals;

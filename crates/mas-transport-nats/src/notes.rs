@@ -376,6 +376,9 @@ struct Stored {
 impl Streams {
     /// The last entry of a subject of the notes, and where it stands.
     async fn last(&self, operation: &'static str, subject: &str) -> Result<Option<(u64, Vec<u8>)>> {
+        if !self.can_read_notes(operation).await? {
+            return Ok(None);
+        }
         let request = json!({ "last_by_subj": subject });
         let got = self
             .get(operation, &self.keys.notes_stream(), &request)

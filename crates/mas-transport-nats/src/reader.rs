@@ -3,7 +3,6 @@
 //! It lives in a task, never in a `fetch` that may be dropped. A pull waits at the server for an
 //! eighth of the lease at most, because the lease of what it brings may have begun when it was sent.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,14 +17,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use crate::connection::{HELD, Link};
 use crate::error::error;
 use crate::member::Member;
+use crate::pulls::{Pulls, REMEMBERED};
 use crate::taken::Taken;
 
 /// Most entries in one pull.
 pub(crate) const COUNT: usize = 1000;
 /// Most entries that are taken in at a time.
 const AT_ONCE: usize = 500;
-/// Most pulls without an end that are remembered.
-const REMEMBERED: usize = 16;
 // The client drops what a subscription cannot hold: less is asked for, and read in between.
 const _: () = assert!(COUNT * REMEMBERED < HELD);
 /// After the connection broke over an entry, so many are pulled one by one: another like it would
@@ -75,15 +73,6 @@ pub(crate) async fn run(member: Arc<Member>) {
     }
 }
 
-/// A pull that the server has not answered to the end.
-#[derive(Debug)]
-struct Pull {
-    number: u64,
-    asked: Instant,
-    left: usize,
-    until: Instant,
-}
-
 /// How long a pull waits at the server while messages come, which is how long closing may take; and
 /// how long at most, where none come.
 const SHORT: Duration = Duration::from_millis(250);
@@ -106,12 +95,7 @@ struct Reader<'a> {
     /// Where pulls are asked for, and below what they are answered.
     subject: String,
     prefix: String,
-    number: u64,
-    pull: Option<Pull>,
-    /// Pulls that are not known to have ended, and when each was sent.
-    asked: VecDeque<(u64, Instant)>,
-    /// When the last that ended was sent.
-    last: Instant,
+    pulls: Pulls,
     /// The server's process that what comes is from.
     process: Arc<str>,
     careful: u32,
@@ -145,10 +129,7 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
             member.group
         ),
         prefix,
-        number: 0,
-        pull: None,
-        asked: VecDeque::with_capacity(REMEMBERED),
-        last: Instant::now(),
+        pulls: Pulls::new(member.shared.streams.takes_back()),
         process: link.process(),
         careful: 0,
         patience: SHORT,
@@ -163,11 +144,9 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
         reader.suspect().await;
     }
     loop {
-        if reader.pull.is_none() && !down {
-            let wanted = async {
-                let most = if reader.careful > 0 { 1 } else { COUNT };
-                member.inbox.wanted(Waiter::Reader, most).await
-            };
+        let most = if reader.careful > 0 { 1 } else { COUNT };
+        if reader.pulls.is_empty() && !down {
+            let wanted = member.inbox.wanted(Waiter::Reader, most);
             tokio::select! {
                 count = wanted => {
                     if let Err(error) = reader.ask(count).await {
@@ -183,8 +162,17 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
                 () = member.closing.cancelled() => return reader.leave(messages).await,
             }
         } else {
-            let until = reader.pull.as_ref().map(|pull| pull.until);
+            let (until, successor) = (reader.pulls.until(), reader.pulls.successor());
+            let wanted = async {
+                sleep_until(successor.unwrap_or_else(Instant::now)).await;
+                member.inbox.wanted(Waiter::Reader, most).await
+            };
             tokio::select! {
+                count = wanted, if successor.is_some() => {
+                    if let Err(error) = reader.ask(count).await {
+                        return Err(gone(&error));
+                    }
+                }
                 chunk = messages.next() => {
                     let Some(chunk) = chunk else { return Err(gone(&"closed")) };
                     let seen = member.joined();
@@ -207,17 +195,17 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
                 }
                 // The server did not say that it is over: the request or the answer was lost.
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
-                    reader.pull = None;
+                    reader.pulls.expire(Instant::now());
                 }
                 changed = changes.changed() => if changed.is_err() { return Err(gone(&"closed")) },
                 () = member.closing.cancelled() => return reader.leave(messages).await,
             }
         }
         // Nothing will come for it.
-        if let Some(pull) = &reader.pull
-            && let Some(refused) = link.refused("fetch", &reader.subject, pull.asked)
+        if let Some(asked) = reader.pulls.oldest()
+            && let Some(refused) = link.refused("fetch", &reader.subject, asked)
         {
-            reader.pull = None;
+            reader.pulls.clear();
             member.inbox.fail(refused.with("topic", &member.topic));
             let pause = closing.run_until_cancelled(sleep(wait.next()));
             if pause.await.is_none() {
@@ -239,7 +227,7 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
                 reader.take(chunk).await;
             }
             reader.process = link.process();
-            reader.pull = None;
+            reader.pulls.clear();
             member.inbox.recovered();
             member.inbox.control(Event::Reconnected);
             if member.link.epoch() == elsewhere && member.link.is_up() {
@@ -259,26 +247,16 @@ impl Reader<'_> {
         }
     }
 
-    /// Pulls so many.
-    async fn ask(&mut self, count: usize) -> std::result::Result<(), async_nats::PublishError> {
-        let member = self.member;
-        self.number += 1;
-        let wait = self.patience.min(member.lease / 8);
+    /// Pulls so many, with those that are still out.
+    async fn ask(&mut self, wanted: usize) -> std::result::Result<(), async_nats::PublishError> {
+        let lease = self.member.lease;
+        let wait = self.patience.min(lease / 8);
+        let slack = self.link.config.response_timeout.min(lease);
+        let (number, count) = self.pulls.ask(wanted, wait, slack);
         let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
         let request = json!({ "batch": count, "expires": nanos });
-        let now = Instant::now();
-        if self.asked.len() == REMEMBERED {
-            self.asked.pop_front();
-        }
-        self.asked.push_back((self.number, now));
         self.active = false;
-        self.pull = Some(Pull {
-            number: self.number,
-            asked: now,
-            left: count,
-            until: now + wait + self.link.config.response_timeout.min(member.lease),
-        });
-        let reply = format!("{}.{}", self.prefix, self.number);
+        let reply = format!("{}.{number}", self.prefix);
         let payload = request.to_string().into();
         self.link
             .client()
@@ -286,53 +264,41 @@ impl Reader<'_> {
             .await
     }
 
-    /// Takes in what came; how the current pull ended, if it did.
+    /// Takes in what came; how a pull ended, if one did.
     async fn take(&mut self, chunk: Vec<Message>) -> Option<End> {
         let mut ended = None;
         let mut taken: Vec<Taken> = Vec::with_capacity(chunk.len());
+        // Before what ends them is read: it was sent behind the entries.
+        let asked = self.pulls.since(Instant::now(), self.member.lease);
         for mut message in chunk {
             // Only the server can give a message such a reply, whatever status it carries. It keeps the
             // subject that it was published to, so that it does not say which pull it is for.
             if let Some(entry) = Taken::read(&mut message) {
                 taken.push(entry);
                 self.careful = self.careful.saturating_sub(1);
-                if let Some(pull) = &mut self.pull {
-                    pull.left = pull.left.saturating_sub(1);
-                    if pull.left == 0 {
-                        ended = Some(End::Over);
-                    }
+                if self.pulls.entry() {
+                    ended = Some(End::Over);
                 }
                 continue;
             }
             let place = message.subject.get(self.prefix.len() + 1..);
             let number = place.and_then(|number| number.parse::<u64>().ok());
-            if self.pull.as_ref().is_some_and(|p| Some(p.number) == number) {
+            if number.is_some_and(|number| self.pulls.over(number, missing(&message))) {
                 ended = Some(self.ended(&message)).or(ended);
             }
         }
-        // The oldest that it may be for, so that no lease is taken to be longer than it is. One that
-        // was given up brings nothing any more after a lease.
-        let now = Instant::now();
-        self.asked
-            .retain(|(_, at)| now.saturating_duration_since(*at) < self.member.lease);
-        let asked = self.asked.front().map(|(_, at)| *at);
         self.active |= !taken.is_empty();
-        if ended.is_some()
-            && let Some(pull) = self.pull.take()
-        {
+        if ended.is_some() {
             // A pull that waits cannot be called back: the next one waits longer only where nothing comes, and
-            // where no entry is taken back because a pull has ended (see `Member::leave_out_known`).
+            // where no entry is taken back because a pull has ended (see `Pulls`).
             let waits = self.active || self.member.shared.streams.takes_back();
             self.patience = if waits {
                 SHORT
             } else {
                 LONG.min(self.patience * 2)
             };
-            self.asked.retain(|(number, _)| *number != pull.number);
-            self.last = pull.asked;
         }
         if !taken.is_empty() {
-            let asked = asked.unwrap_or(self.last);
             self.member.admit(taken, asked, &self.process).await;
         }
         ended
@@ -355,11 +321,11 @@ impl Reader<'_> {
     async fn leave(&mut self, mut messages: ReadyChunks<Subscriber>) -> Result<()> {
         // The server ends a pull behind all that it sends for it. Unsubscribing ends it too, but then the
         // client no longer listens for what was sent meanwhile; where nothing comes, nothing is lost.
-        if let Some(until) = self.pull.as_ref().map(|pull| pull.until)
+        if let Some(until) = self.pulls.end()
             && (self.active || self.patience == SHORT)
         {
             let ending = async {
-                while self.pull.is_some() && self.link.is_up() {
+                while !self.pulls.is_empty() && self.link.is_up() {
                     match messages.next().await {
                         Some(chunk) => {
                             self.take(chunk).await;
@@ -381,4 +347,10 @@ impl Reader<'_> {
         let _ = timeout(limit, leaving).await;
         Ok(())
     }
+}
+
+/// How many entries a pull that is over had not brought, as the server says.
+fn missing(message: &Message) -> Option<usize> {
+    let headers = message.headers.as_ref()?;
+    headers.get("Nats-Pending-Messages")?.as_str().parse().ok()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,7 +14,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use mas_transport_core::{Error, ErrorKind, Group, Result, Topic};
 use serde::Serialize;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::BACKEND;
 use crate::config::{NatsConfig, Storage};
@@ -23,6 +24,9 @@ use crate::keys::Keys;
 
 /// After how long a topic is looked at again before publishing: somebody may have changed it.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// How often it is looked for a stream that somebody else may be making, and how long lies between.
+const LOOKS: u32 = 5;
+const LOOK_ONCE_MORE: Duration = Duration::from_millis(20);
 /// Most topics that are remembered.
 const REMEMBERED: usize = 4096;
 /// Entries that are deleted at a time, where that is done one by one.
@@ -37,6 +41,8 @@ pub(crate) struct Streams {
     old: bool,
     seen: Mutex<HashMap<Topic, Instant>>,
     notes: Mutex<bool>,
+    /// The stream of notes is known to be whole.
+    whole: AtomicBool,
 }
 
 /// Which stream it is, of all that ever had its name: when it was made, in nanoseconds.
@@ -66,6 +72,7 @@ impl Streams {
             keys,
             seen: Mutex::default(),
             notes: Mutex::default(),
+            whole: AtomicBool::new(false),
         }
     }
 
@@ -224,8 +231,28 @@ impl Streams {
         Ok(())
     }
 
+    /// Whether notes may be read.
+    ///
+    /// Before 2.10 (seen on 2.9.10) a server dies (`jsMsgGetRequest`, a nil pointer) when somebody reads from a
+    /// stream that another is just making. What it says of such a stream waits for a part of that work only; the
+    /// second time for all of it.
+    pub(crate) async fn can_read_notes(&self, operation: &'static str) -> Result<bool> {
+        if !self.old || self.whole.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        let name = self.keys.notes_stream();
+        for _ in 0..2 {
+            if self.stream(operation, &name).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        self.whole.store(true, Ordering::Release);
+        Ok(true)
+    }
+
     /// The stream of notes was found gone.
     pub(crate) fn forget_notes(&self) {
+        self.whole.store(false, Ordering::Release);
         *lock(&self.notes) = false;
     }
 
@@ -235,22 +262,27 @@ impl Streams {
         wanted: stream::Config,
     ) -> Result<stream::Info> {
         let name = wanted.name.clone();
-        let found = match self.stream(operation, &name).await? {
-            Some(info) => info,
-            None => {
-                let asked = self
-                    .link
-                    .ask(operation, format!("STREAM.CREATE.{name}"), &wanted);
-                match asked.await? {
-                    Ok(info) => info,
-                    // Somebody else was faster.
-                    Err(told) if told.error_code() == ErrorCode::STREAM_NAME_EXIST => {
-                        let found = self.stream(operation, &name).await?;
-                        found.ok_or_else(|| answered(operation, &told))?
-                    }
-                    Err(told) => return Err(answered(operation, &told).with("stream", name)),
-                }
+        let mut looks = 0..LOOKS;
+        let found = loop {
+            if let Some(info) = self.stream(operation, &name).await? {
+                break info;
             }
+            let asked = self
+                .link
+                .ask(operation, format!("STREAM.CREATE.{name}"), &wanted);
+            let told = match asked.await? {
+                Ok(info) => break info,
+                Err(told) => told,
+            };
+            // Somebody else was faster. Before 2.10 that is no matter of names while they are still at it.
+            let raced = matches!(
+                told.error_code(),
+                ErrorCode::STREAM_NAME_EXIST | ErrorCode::STREAM_SUBJECT_OVERLAP
+            );
+            if !raced || looks.next().is_none() {
+                return Err(answered(operation, &told).with("stream", name));
+            }
+            sleep(LOOK_ONCE_MORE).await;
         };
         let differs = differences(&wanted, &found.config);
         if differs.is_empty() {

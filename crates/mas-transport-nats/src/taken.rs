@@ -59,9 +59,9 @@ fn stored_at(reply: &str) -> Option<u64> {
 /// Sorts what came into what is news and what this member settled before, whose settlement is to be
 /// said again; what it holds (`held`) is in neither.
 ///
-/// Servers before 2.10 (seen on 2.9.10) take back the last entry that they sent, whether or not it is
-/// settled, when what they send again meets a pull that has just ended; the next pull gets it once more.
-/// What another member has of it is not known here: there it is a duplicate.
+/// Servers before 2.10 take back the last entry that they sent, whether or not it is settled, when what they
+/// send again meets a pull that has just ended (see [`crate::pulls`]); the next pull gets it once more. What
+/// another member has of it is not known here: there it is a duplicate.
 pub(crate) fn sort(
     entries: Vec<Taken>,
     place: &mut Place,

@@ -101,6 +101,7 @@ fn describe(name: &str, lag: bool, durability: Durability, config: &RedisConfig)
         attempts: Exactness::Exact,
         reclaim_counts_prefetch: true,
         cut_costs_lease: false,
+        leaving_costs_ack: false,
         lag: if lag {
             Exactness::Exact
         } else {

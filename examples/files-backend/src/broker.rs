@@ -108,6 +108,7 @@ impl FilesBroker {
             attempts: Exactness::Exact,
             reclaim_counts_prefetch: true,
             cut_costs_lease: false,
+            leaving_costs_ack: false,
             lag: Exactness::Exact,
             nack_latency: SLACK,
             delay_slack: SLACK,

@@ -165,7 +165,8 @@ impl<'h> Checker<'h> {
                 at,
                 ..
             } => {
-                if !self.state.may_forget(at, self.rules.acks_survive) {
+                if !self.state.may_forget(at, self.rules.acks_survive) && !self.sent_again(group, d)
+                {
                     let why = format!("{}: {how:?} was confirmed at {at:?}", d.id);
                     self.find(Flaw::Resurrected, why);
                 }
@@ -222,7 +223,7 @@ impl<'h> Checker<'h> {
             } => {}
             // A broker that died or forgot may not know of the lease any more.
             _ if left || taken || moved || self.state.died => self.state.disturb(d.member),
-            _ if now + early_by < before.deadline => {
+            _ if now + early_by < before.deadline && !self.sent_again(group, d) => {
                 let (flaw, who) = if crashed {
                     (Flaw::Early, "is dead")
                 } else {
@@ -239,6 +240,12 @@ impl<'h> Checker<'h> {
                 self.lateness(group, d, before.deadline, self.rules.reclaim_slack);
             }
         }
+    }
+
+    /// Whether a broker that may forget what it sent last when a member goes away did so. It sends it as if for
+    /// the first time.
+    fn sent_again(&mut self, group: usize, d: Delivered<'h>) -> bool {
+        self.rules.leaving_costs_ack && d.attempt == 1 && self.state.sent_again(group)
     }
 
     fn lateness(&mut self, group: usize, d: Delivered<'h>, due: Duration, latency: Duration) {

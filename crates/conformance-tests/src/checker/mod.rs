@@ -96,6 +96,8 @@ pub struct Rules {
     pub attempts: Exactness,
     /// [`Capabilities::cut_costs_lease`].
     pub cut_costs_lease: bool,
+    /// [`Capabilities::leaving_costs_ack`].
+    pub leaving_costs_ack: bool,
     /// [`Capabilities::any_member`].
     pub any_member: bool,
     /// After how long a message with a receipt survives the death of the broker's process, if ever.
@@ -115,6 +117,7 @@ impl Rules {
             clock_error: can.clock_error,
             attempts: can.attempts,
             cut_costs_lease: can.cut_costs_lease,
+            leaving_costs_ack: can.leaving_costs_ack,
             any_member: can.any_member,
             receipts_survive: survives_after(can.durability),
             acks_survive: survives_after(can.ack_durability),

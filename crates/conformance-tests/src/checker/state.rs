@@ -40,6 +40,9 @@ pub(super) struct Group<'h> {
     /// Entries were taken away, and no gap was raised since.
     pub(super) taken: bool,
     pub(super) crashes: u32,
+    /// How many members have gone, and how many entries came once more because of it.
+    pub(super) gone: u32,
+    pub(super) sent_again: u32,
     /// When a member last joined, left or died.
     pub(super) changed: Duration,
     /// A member died, left or lost a lease: first deliveries may come in any order.
@@ -167,6 +170,8 @@ impl<'h> State<'h> {
             gap: false,
             taken: false,
             crashes: 0,
+            gone: 0,
+            sent_again: 0,
             changed: Duration::ZERO,
             disturbed: false,
         });
@@ -231,6 +236,7 @@ impl<'h> State<'h> {
         state.waits = None;
         if let Some(group) = self.groups.get_mut(state.group) {
             group.crashes += u32::from(crashed);
+            group.gone += 1;
             group.disturbed = true;
             group.changed = now;
         }
@@ -329,6 +335,16 @@ impl<'h> State<'h> {
             Some(Duration::ZERO) => false,
             Some(after) => at + after > *killed && back.is_none_or(|back| at <= back),
         })
+    }
+
+    /// Whether a member that went away explains that an entry comes once more; each explains one.
+    pub(super) fn sent_again(&mut self, group: usize) -> bool {
+        let Some(group) = self.groups.get_mut(group) else {
+            return false;
+        };
+        let explained = group.sent_again < group.gone;
+        group.sent_again += u32::from(explained);
+        explained
     }
 
     /// There was a fault at some time.

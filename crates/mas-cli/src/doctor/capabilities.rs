@@ -38,6 +38,7 @@ pub(super) fn rows(capabilities: &Capabilities) -> Vec<Row> {
         attempts,
         reclaim_counts_prefetch,
         cut_costs_lease,
+        leaving_costs_ack,
         lag,
         nack_latency,
         delay_slack,
@@ -107,6 +108,12 @@ pub(super) fn rows(capabilities: &Capabilities) -> Vec<Row> {
         cut_costs_lease.into(),
         yes(cut_costs_lease),
         "what was on its way when a connection broke comes back when its lease ends",
+    );
+    strength(
+        "leaving_costs_ack",
+        leaving_costs_ack.into(),
+        yes(leaving_costs_ack),
+        "when a member dies or leaves, one message may come once more, settled or not",
     );
     for (name, value, about) in [
         (
