@@ -19,11 +19,11 @@ use mas_transport_core::{ErrorKind, Group, Result, Topic};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::append::{Answer, Appender, Entry};
 use crate::error::answered;
-use crate::streams::{Incarnation, Streams};
+use crate::streams::{Incarnation, LOOK_ONCE_MORE, LOOKS, Streams};
 
 /// The version of what notes say.
 const VERSION: u32 = 1;
@@ -320,8 +320,11 @@ impl Notes {
         let link = &self.streams.link;
         let deadline = Instant::now() + link.config.response_timeout;
         let mut answers = Vec::new();
-        // The second time its stream has been made again.
-        for _ in 0..2 {
+        // The second time its stream has been made again, unless somebody else is still at it.
+        for attempt in 0..LOOKS {
+            if attempt > 1 {
+                sleep(LOOK_ONCE_MORE).await;
+            }
             let entry = self.entry(subject.clone(), note, last);
             answers = self.append(vec![entry], deadline).await;
             if !matches!(answers.first(), Some(Answer::Nobody)) {

@@ -8,12 +8,13 @@ use mas_transport_core::{
     Confirm, Error, ErrorKind, Message, RECORD_RESERVE, Receipt, Result, Topic,
 };
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::BACKEND;
 use crate::append::{Answer, Entry, Sent, late};
 use crate::decode::{self, MOST_HEADERS};
 use crate::lease::position;
+use crate::streams::{LOOK_ONCE_MORE, LOOKS};
 use crate::transport::Shared;
 
 /// Publishes a batch and returns when its place in line is fixed.
@@ -115,8 +116,8 @@ struct Batch {
 impl Batch {
     async fn run(mut self, line: OwnedMutexGuard<()>) -> Vec<Result<Receipt>> {
         let mut line = Some(line);
-        // Twice, should somebody have deleted a stream.
-        for attempt in 0..2 {
+        // Again, should somebody have deleted a stream, or be just making it.
+        for attempt in 0..LOOKS {
             let open = self.prepare().await;
             if open.is_empty() {
                 break;
@@ -134,7 +135,7 @@ impl Batch {
                     let answers = answers.answers(self.deadline).await;
                     drop(room);
                     for ((at, _), answer) in page.iter().zip(answers) {
-                        if attempt == 0 && matches!(answer, Answer::Nobody) {
+                        if attempt + 1 < LOOKS && matches!(answer, Answer::Nobody) {
                             gone.push(*at);
                         } else {
                             let outcome = self.outcome(answer);
@@ -151,6 +152,7 @@ impl Batch {
                     self.shared.streams.forget(message.topic());
                 }
             }
+            sleep(LOOK_ONCE_MORE).await;
             let again = self.shared.line.clone().lock_owned();
             line = timeout_at(self.deadline, again).await.ok();
         }

@@ -25,8 +25,8 @@ use crate::keys::Keys;
 /// After how long a topic is looked at again before publishing: somebody may have changed it.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// How often it is looked for a stream that somebody else may be making, and how long lies between.
-const LOOKS: u32 = 5;
-const LOOK_ONCE_MORE: Duration = Duration::from_millis(20);
+pub(crate) const LOOKS: u32 = 5;
+pub(crate) const LOOK_ONCE_MORE: Duration = Duration::from_millis(20);
 /// Most topics that are remembered.
 const REMEMBERED: usize = 4096;
 /// Entries that are deleted at a time, where that is done one by one.
