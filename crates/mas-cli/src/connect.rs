@@ -84,7 +84,7 @@ impl TypedValueParser for SettingParser {
 impl Connection {
     /// The configuration.
     pub(crate) fn config(&self) -> Config {
-        let mut config = Config::from_env();
+        let mut config = Config::from_env().on_command_line();
         for Given { name, value } in &self.set {
             config = config.set(name, value);
         }
