@@ -596,7 +596,15 @@ mod nats {
         let Some(server) = server() else { return };
         let (told, code) = doctor_on(&server, &[]);
         assert_eq!(code, Some(0), "{told}");
-        assert!(verdict(&told).contains("nothing is wrong"), "{told}");
+        for part in [
+            "nothing is wrong",
+            "note     topics are kept in the files of one server",
+            "2 minutes by default",
+            "NATS_REPLICAS=3",
+            "sync_interval: always",
+        ] {
+            assert!(verdict(&told).contains(part), "{part}: {told}");
+        }
         assert!(
             told.contains("nats-server ") && told.contains("latency"),
             "{told}"
@@ -609,6 +617,7 @@ mod nats {
             (&"ok".into(), &"nats".into())
         );
         assert_eq!(json["warnings"], serde_json::json!([]));
+        assert_eq!(json["notes"].as_array().unwrap().len(), 1, "{json}");
         let connection = &json["connection"];
         assert_eq!(connection["facts"]["storage"], "file", "{json}");
         assert!(connection["latency_ms"].as_f64().is_some_and(|ms| ms > 0.0));
