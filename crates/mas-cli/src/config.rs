@@ -11,9 +11,10 @@ use crate::output;
 
 const LONG: &str = "\
 Prints a commented file with every setting, what it means, what is allowed, and its default. Each
-setting is commented out, so that the file as it is changes nothing. --config, or MAS_CONFIG in the
-environment, names the file to be read; the environment goes before it. --format env prints what a
-shell, a service manager or a container reads into the environment.
+setting is commented out, so that the file as it is changes nothing; with a backend, the line that
+chooses it is not. --config, or MAS_CONFIG in the environment, names the file to be read; the
+environment goes before it. --format env prints what a shell, a service manager or a container reads
+into the environment.
 
 Exit codes: 0; 2 when there is no such backend, or --format markdown is to be of one.";
 

@@ -84,7 +84,7 @@ impl TypedValueParser for SettingParser {
 impl Connection {
     /// The configuration.
     pub(crate) fn config(&self) -> Config {
-        let mut config = Config::from_env();
+        let mut config = Config::from_env().on_command_line();
         for Given { name, value } in &self.set {
             config = config.set(name, value);
         }
@@ -120,17 +120,18 @@ impl Connection {
     /// Connects as this configuration says, which is ours with something added. When that takes
     /// long, stderr tells whom it waits for.
     pub(crate) async fn reach(&self, config: Config) -> Result<Bus, Failure> {
+        let failed = |error| Failure::to_connect(error, &config.resolve());
         let connecting = Bus::connect(config.clone());
         tokio::pin!(connecting);
         tokio::select! {
             biased;
-            done = &mut connecting => return Ok(done?),
+            done = &mut connecting => return done.map_err(failed),
             () = sleep(SILENCE) => {}
         }
         if !self.told.swap(true, Relaxed) {
             tell!("mas: still waiting for {}", broker(&config.resolve()));
         }
-        Ok(connecting.await?)
+        connecting.await.map_err(failed)
     }
 }
 

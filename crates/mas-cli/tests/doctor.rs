@@ -41,10 +41,10 @@ fn memory_is_fine_and_shows_what_it_can_do() {
 }
 
 #[test]
-fn a_backend_that_is_not_built_in_names_its_feature() {
+fn a_backend_that_no_version_has_is_answered_with_those_there_are() {
     let (told, code) = doctor(&[("PROTOCOL_TYPE", "kafka")]);
     assert_eq!(code, Some(2));
-    assert!(told.contains("cargo feature \"kafka\""), "{told}");
+    assert!(told.contains("has no kafka backend yet"), "{told}");
 }
 
 #[test]
@@ -207,6 +207,35 @@ fn options_go_before_the_environment() {
     let output = finish(command.spawn().unwrap());
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(json(&output)["problems"][0]["name"], "MAS_NAMESPACE");
+}
+
+#[test]
+fn what_the_command_line_contradicts_is_told_in_its_words() {
+    let mut command = mas(&["--protocol", "nats", "topics"]);
+    let command = command.env("TRANSPORT_URL", "redis://h");
+    let output = finish(command.spawn().unwrap());
+    assert_eq!(output.status.code(), Some(2));
+    let errors = text(&output.stderr);
+    assert!(
+        errors.contains("PROTOCOL_TYPE=nats (command line): set on the command line"),
+        "{errors}"
+    );
+    assert!(!errors.contains("code"), "{errors}");
+}
+
+#[cfg(feature = "memory")]
+#[test]
+fn a_misspelt_setting_of_another_backend_is_a_warning() {
+    let (told, code) = doctor(&[("KAFKA_BROKER", "hush-hush")]);
+    assert_eq!(code, Some(1), "{told}");
+    let verdict = told.split("Verdict").nth(1).unwrap();
+    assert!(
+        verdict.contains(
+            "warning  KAFKA_BROKER: there is no such setting; did you mean KAFKA_BROKERS?"
+        ),
+        "{told}"
+    );
+    assert!(!told.contains("hush"), "{told}");
 }
 
 #[cfg(feature = "memory")]
@@ -567,7 +596,15 @@ mod nats {
         let Some(server) = server() else { return };
         let (told, code) = doctor_on(&server, &[]);
         assert_eq!(code, Some(0), "{told}");
-        assert!(verdict(&told).contains("nothing is wrong"), "{told}");
+        for part in [
+            "nothing is wrong",
+            "note     topics are kept in the files of one server",
+            "2 minutes by default",
+            "NATS_REPLICAS=3",
+            "sync_interval: always",
+        ] {
+            assert!(verdict(&told).contains(part), "{part}: {told}");
+        }
         assert!(
             told.contains("nats-server ") && told.contains("latency"),
             "{told}"
@@ -580,6 +617,7 @@ mod nats {
             (&"ok".into(), &"nats".into())
         );
         assert_eq!(json["warnings"], serde_json::json!([]));
+        assert_eq!(json["notes"].as_array().unwrap().len(), 1, "{json}");
         let connection = &json["connection"];
         assert_eq!(connection["facts"]["storage"], "file", "{json}");
         assert!(connection["latency_ms"].as_f64().is_some_and(|ms| ms > 0.0));

@@ -87,7 +87,7 @@ fn handshake(error: &ConnectError) -> Option<(ErrorKind, &'static str)> {
         ),
         rustls::Error::InvalidCertificate(_) => (
             ErrorKind::Unauthorized,
-            "the server's certificate is not trusted: name the authority that signed it with Tls::ca_certificate, or have the system trust it",
+            "the server's certificate is not trusted: name the authority that signed it with NATS_TLS_CA (Tls::ca_certificate), or have the system trust it",
         ),
         // Servers say the same of one that is missing and of one that they do not take.
         rustls::Error::AlertReceived(
@@ -103,7 +103,7 @@ fn handshake(error: &ConnectError) -> Option<(ErrorKind, &'static str)> {
             | Alert::DecryptError,
         ) => (
             ErrorKind::Unauthorized,
-            "the server wants a client certificate that its own authority (ca_file) has signed and that is valid now: show one with Tls::client_certificate",
+            "the server wants a client certificate that its own authority (ca_file) has signed and that is valid now: show one with NATS_TLS_CERT and NATS_TLS_KEY (Tls::client_certificate)",
         ),
         rustls::Error::InvalidMessage(_) => (
             ErrorKind::Unsupported,

@@ -40,6 +40,15 @@ pub(crate) async fn ask(link: &Link) -> Result<Health> {
             "keep them in files, or on several servers (NATS_REPLICAS=3)",
         );
     }
+    // How long a server waits before it flushes it does not tell clients.
+    if config.storage == Storage::File && config.replicas == 1 {
+        health = health.note(
+            "topics are kept in the files of one server: when its machine loses power, what it had not \
+             flushed to the disk is lost, up to 2 minutes by default",
+            "keep them on several servers (NATS_REPLICAS=3), or set sync_interval: always in the server's \
+             jetstream block (2.10 and newer); where that is set, nothing is lost",
+        );
+    }
     for (what, used, limit) in [
         (
             "storage",

@@ -130,6 +130,10 @@ fn classify(error: &RedisError) -> (ErrorKind, &'static str) {
         redis::ErrorKind::Io if error.is_connection_refusal() => {
             (ErrorKind::Unavailable, "the server cannot be reached")
         }
+        // The system's resolver has no kind of error of its own.
+        redis::ErrorKind::Io if error.to_string().contains("failed to lookup address") => {
+            (ErrorKind::Unavailable, "the host name is not known")
+        }
         redis::ErrorKind::Io | redis::ErrorKind::Parse => {
             (ErrorKind::Unavailable, "the connection broke")
         }
@@ -222,6 +226,14 @@ mod tests {
         ] {
             assert_eq!(kind(line), expected, "{line}");
         }
+        let lookup =
+            std::net::ToSocketAddrs::to_socket_addrs("no-such-host.invalid:1").unwrap_err();
+        let unknown = map("connect", "h", RedisError::from(lookup));
+        assert_eq!(unknown.kind(), ErrorKind::Unavailable);
+        assert!(
+            unknown.to_string().contains("the host name is not known"),
+            "{unknown}"
+        );
         let reset = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
         assert_eq!(map("publish", "h", reset).kind(), ErrorKind::Unavailable);
     }

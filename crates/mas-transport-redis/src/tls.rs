@@ -197,11 +197,11 @@ mod handshake {
             ),
             Tls::InvalidCertificate(_) => (
                 ErrorKind::Unauthorized,
-                "the server's certificate is not trusted: name the authority that signed it with Tls::ca_certificate, or have the system trust it",
+                "the server's certificate is not trusted: name the authority that signed it with REDIS_TLS_CA (Tls::ca_certificate), or have the system trust it",
             ),
             Tls::AlertReceived(Alert::CertificateRequired | Alert::HandshakeFailure) => (
                 ErrorKind::Unauthorized,
-                "the server asks for a client certificate (tls-auth-clients): show one with Tls::client_certificate",
+                "the server asks for a client certificate (tls-auth-clients): show one with REDIS_TLS_CERT and REDIS_TLS_KEY (Tls::client_certificate)",
             ),
             Tls::AlertReceived(
                 Alert::UnknownCA

@@ -24,12 +24,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let jetstream = native.jetstream();
 
     // The topic's stream is made here: before, there is nobody to take what is published.
-    let orders = Subscription::new("orders.created").group("billing");
+    let orders = Subscription::new("orders.imported").group("billing");
     let orders = bus.subscribe(orders).await?;
 
     // A CloudEvent, its attributes as headers. Their values are percent-encoded; those of other
     // headers are not.
-    let subject = native.subject(&Topic::new("orders.created")?);
+    let subject = native.subject(&Topic::new("orders.imported")?);
     let mut headers = HeaderMap::new();
     headers.insert("ce-specversion", "1.0");
     headers.insert("ce-id", "order-1");

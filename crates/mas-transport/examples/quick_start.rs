@@ -39,7 +39,7 @@ async fn main() -> Result<()> {
     let bus = Bus::from_env().await?;
 
     // The group exists from here on: nothing published later is missed.
-    let subscription = Subscription::new("orders.created").group("billing");
+    let subscription = Subscription::new("orders.open").group("billing");
     let orders = bus.subscribe(subscription).await?;
 
     for (number, customer, cents) in [(1, "ada", 1200), (2, "grace", 0), (3, "ada", 350)] {
@@ -49,10 +49,10 @@ async fn main() -> Result<()> {
             cents,
         };
         // With the receipt, the broker has the message.
-        bus.publish(Message::json("orders.created", &order)?.key(customer))
+        bus.publish(Message::json("orders.open", &order)?.key(customer))
             .await?;
     }
-    bus.publish(Message::new("orders.created", "not an order")?)
+    bus.publish(Message::new("orders.open", "not an order")?)
         .await?;
 
     let mut open = 4;
@@ -89,7 +89,7 @@ async fn main() -> Result<()> {
     }
 
     // What was given up waits, with the reason, for somebody to look at it.
-    let dead_letters = Topic::stored("_dlq.billing.orders.created")?;
+    let dead_letters = Topic::stored("_dlq.billing.orders.open")?;
     let subscription = Subscription::new(dead_letters.as_str()).group("support");
     let given_up = bus.subscribe(subscription).await?;
     for _ in 0..2 {

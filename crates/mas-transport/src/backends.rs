@@ -15,6 +15,9 @@ pub(crate) fn all() -> Vec<Backend> {
     vec![memory(), redis(), kafka(), nats()]
 }
 
+/// Those that this version has, each with the cargo feature of its name.
+pub(crate) const OF_THIS_VERSION: &[&str] = &["memory", "nats", "redis"];
+
 #[cfg(any(feature = "memory", feature = "nats", feature = "redis"))]
 fn namespace(settings: &Settings) -> Result<Namespace> {
     Namespace::new(settings.text(table::MAS_NAMESPACE).unwrap_or_default())

@@ -19,7 +19,7 @@ pub(crate) async fn connect(config: Config) -> Result<Bus> {
     let settings = config.resolve();
     settings.check()?;
     for caution in settings.cautions() {
-        tracing::warn!(setting = caution.name, "{caution}");
+        tracing::warn!(setting = %caution.name, "{caution}");
     }
     let backends = config.backends().snapshot();
     let backend = backends.iter().find(|b| b.scheme == settings.backend());

@@ -130,7 +130,7 @@ pub struct Backend {
     pub(crate) variables: Vec<Variable>,
     pub(crate) parts: Parts,
     pub(crate) checks: Vec<fn(&mut Settings)>,
-    /// How to connect; or the cargo feature that this build lacks.
+    /// How to connect; or the name of one that this build lacks.
     pub(crate) link: Result<Connect, &'static str>,
 }
 
@@ -143,7 +143,7 @@ pub(crate) struct Parts {
     pub(crate) path: Option<&'static str>,
     /// The whole URL without its options.
     pub(crate) whole: Option<&'static str>,
-    /// A switch, and the schemes that turn it on.
+    /// A switch, and the names of the backend that turn it on, as schemes and as protocols.
     pub(crate) tls: Option<(&'static str, &'static [&'static str])>,
     /// A variable of the backend's own that holds such a URL.
     pub(crate) url: Option<&'static str>,
@@ -156,6 +156,11 @@ impl Parts {
     pub(crate) fn is_addressed(&self) -> bool {
         let parts = [self.hosts, self.path, self.whole];
         parts.iter().any(Option::is_some)
+    }
+
+    /// Whether this name of the backend asks for encryption.
+    pub(crate) fn is_encrypted(&self, name: &str) -> bool {
+        self.tls.is_some_and(|(_, names)| names.contains(&name))
     }
 }
 
@@ -269,14 +274,14 @@ impl Backend {
     pub(crate) async fn connect(&self, settings: Settings) -> Result<Arc<dyn Transport>> {
         match &self.link {
             Ok(connect) => connect(settings).await,
-            Err(feature) => Err(Error::unsupported(self.scheme, "connect", lacks(feature))),
+            Err(name) => Err(Error::unsupported(self.scheme, "connect", lacks(name))),
         }
     }
 
     /// Its scheme, and what to do, when this build lacks it.
     pub(crate) fn lacks(&self) -> Option<(&'static str, String)> {
-        let feature = self.link.as_ref().err()?;
-        Some((self.scheme, lacks(feature)))
+        let name = self.link.as_ref().err()?;
+        Some((self.scheme, lacks(name)))
     }
 
     fn check(&self) -> Result<()> {
@@ -341,12 +346,18 @@ impl Backend {
     }
 }
 
-fn lacks(feature: &str) -> String {
-    format!(
-        "this build lacks the backend: it comes with the cargo feature \"{feature}\" of mas-transport, \
-         in the versions that have that feature (this is {})",
-        env!("CARGO_PKG_VERSION")
-    )
+/// Each backend comes with the cargo feature of its name, in the versions that have it.
+fn lacks(name: &str) -> String {
+    match backends::OF_THIS_VERSION.contains(&name) {
+        true => format!(
+            "this build lacks the backend: add features = [\"{name}\"] to mas-transport in Cargo.toml"
+        ),
+        false => format!(
+            "mas-transport {} has no {name} backend yet; there is {}",
+            env!("CARGO_PKG_VERSION"),
+            backends::OF_THIS_VERSION.join(", ")
+        ),
+    }
 }
 
 impl fmt::Debug for Backend {

@@ -20,7 +20,8 @@ wrong and what to do about it. Everything that is wrong with the configuration i
 What is found has one of three levels. wrong: it does not work. warning: it works, and loses
 confirmed messages when the broker's process ends or its memory does, or a setting has no effect.
 note: a loss of power or a slow disk may cost the last second, as with Redis's appendfsync everysec,
-or something cannot be seen on this server; weigh it.
+or the last minutes, as with the files of one NATS server; or something cannot be seen on this
+server; weigh it.
 
 Exit codes: 0 when nothing is wrong, notes or not; 1 when there is a warning; 2 when it does not
 work: the configuration is wrong, the broker cannot be reached, or it takes no messages.

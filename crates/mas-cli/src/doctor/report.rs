@@ -61,8 +61,8 @@ struct Problem {
 
 #[derive(Debug, Serialize)]
 struct Remark {
-    /// The setting of ours; none when it is about the server.
-    name: Option<&'static str>,
+    /// The setting; none when it is about the server.
+    name: Option<String>,
     problem: String,
     advice: Option<String>,
 }
@@ -82,25 +82,16 @@ pub(super) struct Connected {
     pub(super) health: Health,
 }
 
-/// Where a value comes from, seen from the command line, which is the code here.
-fn origin(origin: &Origin) -> String {
-    match origin {
-        Origin::Code => "command line".to_owned(),
-        Origin::Url { from, part } => format!("{}, {part} of the URL", self::origin(from)),
-        other => other.to_string(),
-    }
-}
-
 impl Report {
     fn new(settings: &Settings) -> Self {
         let shown = |setting: &mas_transport::Setting| Setting {
             name: setting.name(),
             value: setting.shown().map(harmless),
-            origin: harmless(&origin(setting.origin())),
+            origin: harmless(&setting.origin().to_string()),
             set: setting.is_set(),
         };
         let warnings = settings.cautions().iter().map(|caution| Remark {
-            name: Some(caution.name),
+            name: Some(harmless(&caution.name)),
             problem: caution.what.clone(),
             advice: None,
         });
@@ -125,7 +116,7 @@ impl Report {
                 Origin::Default => None,
                 // The name says it.
                 Origin::Environment(name) if *name == problem.name => None,
-                found => Some(harmless(&origin(found))),
+                found => Some(harmless(&found.to_string())),
             },
             problem: problem.what.clone(),
             advice: problem.allowed.clone(),
@@ -273,7 +264,7 @@ impl fmt::Display for Report {
             (&self.notes, "note   ", HEADING),
         ] {
             for remark in remarks {
-                let name = remark.name.map(|name| format!("{name}: "));
+                let name = remark.name.as_ref().map(|name| format!("{name}: "));
                 let name = name.unwrap_or_default();
                 writeln!(f, "  {style}{label}{style:#}  {name}{}", remark.problem)?;
                 if let Some(advice) = &remark.advice {

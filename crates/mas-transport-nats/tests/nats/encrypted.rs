@@ -74,7 +74,7 @@ async fn a_server_with_an_authority_of_our_own_is_trusted_when_it_is_named() {
     let url = format!("tls://open-sesame@{}", there.server.address());
     let url = NatsConfig::from_url(&url).unwrap();
     works(url.clone().tls(there.trusting())).await;
-    let words = ["not trusted", "Tls::ca_certificate"];
+    let words = ["not trusted", "NATS_TLS_CA", "Tls::ca_certificate"];
     let other = Tls::new().ca_certificate(Authority::new().pem());
     refused(url.clone().tls(other), Unauthorized, &words).await;
     // The system does not trust it, or trusts nobody at all.
@@ -137,12 +137,17 @@ async fn what_is_wrong_with_a_certificate_is_said() {
     };
     let other = Authority::new();
     let with = |tls| there.config().tls(tls);
-    let words = ["not trusted", "Tls::ca_certificate"];
+    let words = ["not trusted", "NATS_TLS_CA", "Tls::ca_certificate"];
     let wrong = there.tls().ca_certificate(other.pem());
     refused(with(wrong), Unauthorized, &words).await;
 
     // The server says so after its part of the handshake: that may get lost on the way.
-    let shown = ["client certificate", "ca_file", "Tls::client_certificate"];
+    let shown = [
+        "client certificate",
+        "ca_file",
+        "NATS_TLS_CERT and NATS_TLS_KEY",
+        "Tls::client_certificate",
+    ];
     for _ in 0..10 {
         refused(with(there.trusting()), Unauthorized, &shown).await;
     }

@@ -143,12 +143,16 @@ async fn what_is_wrong_with_a_certificate_is_said() {
     refused(
         with(wrong),
         Unauthorized,
-        &["not trusted", "Tls::ca_certificate"],
+        &["not trusted", "REDIS_TLS_CA", "Tls::ca_certificate"],
     )
     .await;
 
     let none = Tls::new().ca_certificate(authority.clone());
-    let words = ["client certificate", "Tls::client_certificate"];
+    let words = [
+        "client certificate",
+        "REDIS_TLS_CERT and REDIS_TLS_KEY",
+        "Tls::client_certificate",
+    ];
     refused(with(none), Unauthorized, &words).await;
 
     let theirs = other.sign("client");

@@ -43,6 +43,28 @@ impl Resolver {
         }
     }
 
+    /// A protocol may ask for encryption by its name, as the scheme of a URL does. It counts where
+    /// it is in effect: in the first source that names one.
+    pub(super) fn encrypt(&mut self, backend: &Backend, layers: &mut [Layer]) {
+        let protocol = table::PROTOCOL_TYPE;
+        let Some((switch, _)) = backend.parts.tls else {
+            return;
+        };
+        let mut named = layers.iter_mut();
+        let Some(layer) = named.find(|layer| layer.contains_key(protocol)) else {
+            return;
+        };
+        let Some(given) = layer.get(protocol) else {
+            return;
+        };
+        let name = given.raw.expose().trim().to_lowercase();
+        if backend.parts.is_encrypted(&name) {
+            let from = Box::new(given.origin.clone());
+            let origin = Origin::Protocol { from, name };
+            self.put(layer, switch, "true".into(), origin, Kind::Switch);
+        }
+    }
+
     fn host_and_port(
         &mut self,
         layer: &mut Layer,
@@ -128,8 +150,8 @@ impl Resolver {
                 }
             }
         }
-        if let Some((switch, schemes)) = parts.tls
-            && schemes.contains(&url.scheme.as_str())
+        if let Some((switch, _)) = parts.tls
+            && parts.is_encrypted(&url.scheme)
         {
             self.put(layer, switch, "true".into(), part("scheme"), Kind::Switch);
         }

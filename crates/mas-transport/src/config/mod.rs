@@ -1,5 +1,6 @@
 //! Configuration: from code, the environment, a file and a URL to one set of checked settings.
 
+mod environment;
 mod example;
 mod expand;
 mod file;
@@ -72,6 +73,7 @@ use crate::secret::Secret;
 #[derive(Clone, Default)]
 pub struct Config {
     code: BTreeMap<String, Secret>,
+    on_command_line: bool,
     environment: BTreeMap<String, Result<Secret, OsString>>,
     pub(crate) requirements: Requirements,
     pub(crate) source: Option<String>,
@@ -139,6 +141,13 @@ impl Config {
         self.set(table::MAS_CONFIG, path.as_ref().display())
     }
 
+    /// Tells of what is set on it as of the command line's, for programs whose users set it there.
+    #[must_use]
+    pub fn on_command_line(mut self) -> Self {
+        self.on_command_line = true;
+        self
+    }
+
     /// Who sends, such as `/agents/planner`: the source of messages that name none.
     #[must_use]
     pub fn source(mut self, source: impl Into<String>) -> Self {
@@ -180,7 +189,8 @@ impl Config {
     }
 
     /// A commented file with every setting and its default, in TOML: of one backend, or of all.
-    /// Each setting is commented out, so the file as it is changes nothing.
+    /// Each setting is commented out, so the file as it is changes nothing; that of one backend
+    /// chooses it.
     ///
     /// # Errors
     /// `InvalidArgument` when there is no such backend.

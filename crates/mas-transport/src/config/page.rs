@@ -93,6 +93,7 @@ Everything that is wrong is told at once, when connecting or by `mas doctor`. On
 backend that was chosen can be wrong. A name that does not exist is an error in code, in a file and in a
 URL. In the environment, where others may have variables that begin like ours, it is one only if it is
 near an existing name behind the same first word: two letters apart at most, and no more than a third.
+If that is a setting of a backend that was not chosen, `mas doctor` warns of it, and nothing is wrong.
 
 Durations are numbers with units: `500ms`, `5s`, `1m 30s`, `24h`. Sizes are plain bytes or have a unit, and
 the units are binary: `KB`, `MB` and `GB` are the same as `KiB`, `MiB` and `GiB`, so `1MB` is 1,048,576 bytes.

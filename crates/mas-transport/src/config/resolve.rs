@@ -5,12 +5,14 @@ use std::fmt;
 use std::path::Path;
 
 use super::Config;
+use super::environment::Slip;
 use super::file;
 use super::nearest::nearest;
 use super::settings::{Origin, Problem, Setting, Settings};
 use super::table::{self, COMMON};
 use super::url::TransportUrl;
 use super::variable::{Kind, Variable, printable};
+use crate::backends::OF_THIS_VERSION;
 use crate::registry::Backend;
 use crate::secret::{HIDDEN, Secret};
 
@@ -39,9 +41,10 @@ struct Place<'a>(&'a Origin);
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Origin::Environment(_) => f.write_str("the environment"),
-            Origin::File { path, .. } => write!(f, "the file {}", path.display()),
-            other => write!(f, "{other}"),
+            Origin::Environment(_) => f.write_str("in the environment"),
+            Origin::File { path, .. } => write!(f, "in the file {}", path.display()),
+            Origin::CommandLine => f.write_str("on the command line"),
+            other => write!(f, "in {other}"),
         }
     }
 }
@@ -51,6 +54,8 @@ pub(super) struct Resolver {
     pub(super) problems: Vec<Problem>,
     /// Names that do not exist; told after the rest.
     unknown: Vec<Problem>,
+    /// Whether they are wrong is known once the backend is.
+    pub(super) slips: Vec<Slip>,
 }
 
 pub(super) fn resolve(config: &Config) -> Settings {
@@ -58,6 +63,7 @@ pub(super) fn resolve(config: &Config) -> Settings {
         backends: config.backends().snapshot(),
         problems: Vec::new(),
         unknown: Vec::new(),
+        slips: Vec::new(),
     };
     let code = resolver.code(config);
     let environment = resolver.environment(config);
@@ -70,11 +76,13 @@ pub(super) fn resolve(config: &Config) -> Settings {
     };
     let mut layers = [code, environment, file];
     let (name, backend) = resolver.choose(&layers);
+    let cautions = resolver.slips(backend.as_ref());
     let forgotten = resolver.forgotten(&layers);
     if let Some(backend) = &backend {
         for layer in &mut layers {
             resolver.expand(backend, layer);
         }
+        resolver.encrypt(backend, &mut layers);
     }
     let own = backend.iter().flat_map(|backend| &backend.variables);
     let mut settings = Vec::new();
@@ -88,7 +96,7 @@ pub(super) fn resolve(config: &Config) -> Settings {
         backend: name,
         settings,
         problems,
-        cautions: Vec::new(),
+        cautions,
         lacking: backend.as_ref().and_then(Backend::lacks),
     };
     if let Some((variable, backend)) = forgotten {
@@ -106,12 +114,12 @@ pub(super) fn resolve(config: &Config) -> Settings {
 
 impl Resolver {
     /// Every variable of every backend.
-    fn known(&self) -> impl Iterator<Item = &Variable> {
+    pub(super) fn known(&self) -> impl Iterator<Item = &Variable> {
         let own = self.backends.iter().flat_map(|backend| &backend.variables);
         COMMON.iter().chain(own)
     }
 
-    fn find(&self, name: &str) -> Option<&'static str> {
+    pub(super) fn find(&self, name: &str) -> Option<&'static str> {
         let found = self.known().find(|variable| variable.name == name);
         found.map(|variable| variable.name)
     }
@@ -146,51 +154,31 @@ impl Resolver {
     }
 
     fn code(&mut self, config: &Config) -> Layer {
+        let origin = match config.on_command_line {
+            true => Origin::CommandLine,
+            false => Origin::Code,
+        };
         let mut layer = Layer::new();
         for (name, raw) in &config.code {
             match self.find(name) {
                 Some(name) => {
-                    let (raw, origin) = (raw.clone(), Origin::Code);
+                    let (raw, origin) = (raw.clone(), origin.clone());
                     layer.insert(name, Given { raw, origin });
                 }
                 None => {
                     let near = nearest(name, self.known().map(|variable| variable.name));
                     let near = near.map(str::to_owned);
-                    self.unknown(printable(name), Origin::Code, near.as_deref());
+                    self.unknown(printable(name), origin.clone(), near.as_deref());
                 }
             }
         }
         layer
     }
 
-    /// What is unknown in the environment is reported only when it is near a known name: others may
-    /// have variables that begin like ours.
-    fn environment(&mut self, config: &Config) -> Layer {
-        let mut layer = Layer::new();
-        for (name, raw) in &config.environment {
-            let origin = Origin::Environment(name.clone());
-            match (self.find(name), raw) {
-                (Some(name), Ok(raw)) => {
-                    let raw = raw.clone();
-                    layer.insert(name, Given { raw, origin });
-                }
-                (Some(name), Err(_)) => self.problem(name, origin, "it is not UTF-8", None),
-                (None, _) => {
-                    let Some((prefix, rest)) = name.split_once('_') else {
-                        continue;
-                    };
-                    let known = self.known().filter_map(|variable| {
-                        let (own, rest) = variable.name.split_once('_')?;
-                        (own == prefix).then_some(rest)
-                    });
-                    if let Some(near) = nearest(rest, known) {
-                        let near = format!("{prefix}_{near}");
-                        self.unknown(name.clone(), origin, Some(&near));
-                    }
-                }
-            }
-        }
-        layer
+    /// The backend that has this variable.
+    pub(super) fn owner(&self, name: &str) -> Option<&Backend> {
+        let mut backends = self.backends.iter();
+        backends.find(|backend| backend.variables.iter().any(|v| v.name == name))
     }
 
     fn file(&mut self, path: &Secret, from: &Origin) -> Layer {
@@ -284,12 +272,16 @@ impl Resolver {
             (Some(one), Some(other)) => one.scheme == other.scheme,
             _ => name == scheme,
         };
-        if same {
-            return;
-        }
+        let is_encrypted = |name| own.is_some_and(|backend| backend.parts.is_encrypted(name));
+        let contradicts = match same {
+            // Such a URL is not encrypted, and whoever set the protocol wanted it to be.
+            true if is_encrypted(name) && !is_encrypted(scheme) => "asks for TLS and contradicts",
+            true => return,
+            false => "contradicts",
+        };
         let (here, there) = (&protocol.given.origin, &url.given.origin);
         let what = format!(
-            "set in {}, it contradicts TRANSPORT_URL={}, set in {}",
+            "set {}, it {contradicts} TRANSPORT_URL={}, set {}",
             Place(here),
             Kind::Url.show(url.given.raw.expose()),
             Place(there),
@@ -297,9 +289,9 @@ impl Resolver {
         let shown = Kind::Text.show(name);
         let addressed = own.is_none_or(|backend| backend.parts.is_addressed());
         let agree = match url.rank < protocol.rank {
-            true => format!("PROTOCOL_TYPE={} in {}", printable(scheme), Place(there)),
-            false if addressed => format!("TRANSPORT_URL={shown}://… in {}", Place(here)),
-            false => format!("TRANSPORT_URL={shown}:// in {}", Place(here)),
+            true => format!("PROTOCOL_TYPE={} {}", printable(scheme), Place(there)),
+            false if addressed => format!("TRANSPORT_URL={shown}://… {}", Place(here)),
+            false => format!("TRANSPORT_URL={shown}:// {}", Place(here)),
         };
         self.problems.push(Problem {
             name: table::PROTOCOL_TYPE.to_owned(),
@@ -326,8 +318,7 @@ impl Resolver {
         }
         let mut given = code.iter().chain(environment);
         given.find_map(|(name, given)| {
-            let is_its = |backend: &&Backend| backend.variables.iter().any(|v| v.name == *name);
-            let backend = self.backends.iter().find(is_its)?;
+            let backend = self.owner(name)?;
             (!is_foreign(given)).then_some((*name, backend.scheme))
         })
     }
@@ -341,15 +332,17 @@ impl Resolver {
         if let Some(backend) = self.backend(name) {
             return (backend.scheme.to_owned(), Some(backend.clone()));
         }
-        let part = |there: bool| {
-            let backends = self.backends.iter();
-            let names = backends.filter(|backend| backend.link.is_ok() == there);
-            names
-                .map(|backend| backend.scheme)
-                .collect::<Vec<_>>()
-                .join(", ")
+        let part = |is_in: fn(&Backend) -> bool| {
+            let backends = self.backends.iter().filter(|backend| is_in(backend));
+            let names: Vec<_> = backends.map(|backend| backend.scheme).collect();
+            names.join(", ")
         };
-        let (there, lacking) = (part(true), part(false));
+        let there = part(|backend| backend.link.is_ok());
+        let is_off = |backend: &Backend| {
+            let lacking = backend.link.as_ref().err();
+            lacking.is_some_and(|name| OF_THIS_VERSION.contains(name))
+        };
+        let lacking = part(is_off);
         let names: Vec<_> = self.backends.iter().flat_map(Backend::names).collect();
         let near = match nearest(name, names.into_iter()) {
             Some(near) => format!("did you mean {near}? "),
@@ -409,12 +402,21 @@ impl Resolver {
             _ => value,
         };
         if value.is_none() {
+            let mut allowed = format!("allowed is {}", variable.kind);
+            if matches!(variable.kind, Kind::Address | Kind::Addresses)
+                && raw.expose().contains("://")
+            {
+                let owner = self.owner(variable.name);
+                let url = owner.and_then(|backend| backend.parts.url);
+                let url = url.unwrap_or(table::TRANSPORT_URL);
+                allowed.push_str(&format!("; a URL goes into {url}"));
+            }
             self.problems.push(Problem {
                 name: variable.name.to_owned(),
                 value: Some(shown.clone()),
                 origin: origin.clone(),
                 what: "not allowed".to_owned(),
-                allowed: Some(format!("allowed is {}", variable.kind)),
+                allowed: Some(allowed),
             });
         }
         Setting {

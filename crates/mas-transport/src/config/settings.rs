@@ -16,6 +16,8 @@ use crate::secret::Secret;
 pub enum Origin {
     /// The program's own code.
     Code,
+    /// The command line of a program that [passes it on](super::Config::on_command_line).
+    CommandLine,
     /// This variable of the environment.
     Environment(String),
     /// This key of a file.
@@ -32,6 +34,13 @@ pub enum Origin {
         /// `user`, `password`, `host`, `path`, `scheme`, or the name of an option.
         part: String,
     },
+    /// A protocol that asks for it by its name: `rediss` for `REDIS_TLS`.
+    Protocol {
+        /// Where `PROTOCOL_TYPE` comes from.
+        from: Box<Origin>,
+        /// Its value.
+        name: String,
+    },
     /// Nobody set it.
     Default,
 }
@@ -40,9 +49,11 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code => f.write_str("code"),
+            Self::CommandLine => f.write_str("command line"),
             Self::Environment(name) => write!(f, "environment {name}"),
             Self::File { path, key } => write!(f, "file {}: {key}", path.display()),
             Self::Url { from, part } => write!(f, "{from}, {part} of the URL"),
+            Self::Protocol { from, name } => write!(f, "{from}, {name} as the protocol"),
             Self::Default => f.write_str("default"),
         }
     }
@@ -137,9 +148,9 @@ impl fmt::Display for Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Caution {
-    /// The variable.
-    pub name: &'static str,
-    /// Its value as it may be printed.
+    /// The variable, which may be a misspelt one.
+    pub name: String,
+    /// Its value as it may be printed. Left out where it is not known whether it is a secret.
     pub value: Option<String>,
     /// What comes of it.
     pub what: String,
@@ -147,7 +158,7 @@ pub struct Caution {
 
 impl fmt::Display for Caution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)?;
+        f.write_str(&self.name)?;
         if let Some(value) = &self.value {
             write!(f, "={value}")?;
         }
@@ -309,7 +320,7 @@ impl Settings {
     pub fn caution(&mut self, name: &str, what: impl Into<String>) {
         if let Some(setting) = self.get(name) {
             let caution = Caution {
-                name: setting.name(),
+                name: setting.name().to_owned(),
                 value: setting.shown.clone(),
                 what: what.into(),
             };

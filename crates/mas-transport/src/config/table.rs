@@ -29,8 +29,9 @@ pub(crate) const COMMON: &[Variable] = &[
     Variable::new(
         PROTOCOL_TYPE,
         Kind::Text,
-        "The backend: inmemory (or memory), redis, kafka, nats, or the scheme of a backend of your \
-         own. Each comes with a cargo feature of its name.",
+        "The backend: inmemory (or memory), redis, nats, or the scheme of a backend of your own; kafka \
+         is reserved. Their cargo features are memory, redis and nats. rediss and valkeys \
+         ask for TLS as well.",
     )
     .default("inmemory"),
     Variable::new(
@@ -172,7 +173,8 @@ pub(crate) const REDIS: &[Variable] = &[
     Variable::new(
         "REDIS_TLS",
         Kind::Switch,
-        "Whether the connection is encrypted. rediss:// and each of the variables below turn it on.",
+        "Whether the connection is encrypted. rediss:// and valkeys://, PROTOCOL_TYPE=rediss and \
+         valkeys, and each of the variables below turn it on.",
     ),
     Variable::new(
         "REDIS_TLS_CA",

@@ -79,13 +79,23 @@ fn set(settings: &Settings) -> Vec<&'static str> {
 #[test]
 fn a_commented_file_is_right_once_it_is_uncommented() {
     for form in FORMS {
-        for backend in [None, Some("redis"), Some("inmemory"), Some("kafka")] {
+        for backend in [
+            None,
+            Some("redis"),
+            Some("nats"),
+            Some("inmemory"),
+            Some("kafka"),
+        ] {
             let name = form.name;
             let text = (form.print)(&Config::new(), backend).unwrap();
             let (config, _file) = (form.read)(&text);
             let settings = config.resolve();
             assert_eq!(problems(&settings), [""; 0], "{name}");
-            assert_eq!(set(&settings), [""; 0], "{name}");
+            let choice: &[&str] = match backend {
+                Some(_) => &["PROTOCOL_TYPE"],
+                None => &[],
+            };
+            assert_eq!(set(&settings), choice, "{name}");
 
             // Each line alone, since a URL and an address would contradict each other.
             let mut lines = 0;
@@ -111,6 +121,60 @@ fn a_commented_file_is_right_once_it_is_uncommented() {
 }
 
 #[test]
+fn every_example_is_allowed_by_its_own_setting() {
+    let text = Config::new().example_env(None).unwrap();
+    let examples = text.lines().filter_map(|line| FORMS[2].setting(line));
+    let mut number = 0;
+    for (name, value) in examples {
+        let prefix = name.split('_').next().unwrap().to_lowercase();
+        let backend = match prefix.as_str() {
+            "redis" | "nats" | "kafka" => prefix.as_str(),
+            _ => "memory",
+        };
+        let mut variables = vec![(name, value)];
+        if !matches!(name, "PROTOCOL_TYPE" | "TRANSPORT_URL") {
+            variables.push(("PROTOCOL_TYPE", backend));
+        }
+        let told = problems(&resolve(&variables));
+        // A file that is only an example is not there.
+        let excused = value.starts_with("/etc/mas/");
+        assert!(excused || told.is_empty(), "{name}={value}: {told:?}");
+        number += 1;
+    }
+    assert!(number > 50, "{number} of {text}");
+    assert!(text.contains("# REDIS_PORT=6379\n"), "{text}");
+}
+
+#[test]
+fn the_file_of_one_backend_chooses_it_and_shows_its_url() {
+    for (backend, scheme, url) in [
+        ("redis", "redis", "redis://user:password@localhost:6379/0"),
+        ("rediss", "redis", "rediss://user:password@localhost:6379/0"),
+        ("nats", "nats", "nats://user:password@localhost:4222"),
+        ("kafka", "kafka", "kafka://localhost:9092"),
+        ("inmemory", "memory", "inmemory://"),
+    ] {
+        for form in FORMS {
+            let text = (form.print)(&Config::new(), Some(backend)).unwrap();
+            let (config, _file) = (form.read)(&text);
+            let settings = config.resolve();
+            assert_eq!(settings.backend(), scheme, "{}", form.name);
+            let urls: Vec<_> = text.lines().filter_map(|line| form.setting(line)).collect();
+            let shown = |(_, value): &(&str, &str)| value.trim_matches('"') == url;
+            assert!(urls.iter().any(shown), "{backend} as {}: {text}", form.name);
+        }
+        let text = Config::new().example_toml(Some(backend)).unwrap();
+        assert!(
+            text.contains(&format!("\ntype = \"{backend}\"\n")),
+            "{text}"
+        );
+    }
+    // Of all of them none is chosen.
+    let text = Config::new().example_toml(None).unwrap();
+    assert!(text.contains("\n# type = \"inmemory\"\n"), "{text}");
+}
+
+#[test]
 fn every_form_of_the_commented_file_has_the_defaults() {
     for form in FORMS {
         for backend in ["memory", "redis", "kafka", "nats"] {
@@ -132,7 +196,7 @@ fn every_form_of_the_commented_file_has_the_defaults() {
                 setting.is_some_and(|(name, value)| is_default(name, value))
             };
             let (config, _file) = (form.read)(&form.uncommented(&text, taken));
-            // The file says inmemory, as the default is; code goes before it.
+            // The file may say its backend by another name; code goes before it.
             let settings = config.backend(backend).resolve();
             assert_eq!(problems(&settings), [""; 0], "{} {backend}", form.name);
             for (here, there) in settings.iter().zip(plain.iter()) {
