@@ -255,6 +255,7 @@ fn a_member_that_leaves_costs_one_ack_where_that_is_declared() {
     // One member dies in it.
     let again = |died: bool, attempt: u32, ids: &[&str]| {
         let mut tape = clean();
+        tape.wait(LEASE / 2);
         if !died {
             let survives = |e: &Entry| !matches!(e.what, Happened::Crashed { .. });
             tape.entries.retain(survives);
@@ -286,6 +287,10 @@ fn a_member_that_leaves_costs_one_ack_where_that_is_declared() {
         1,
         "undeclared"
     );
+    let mut late = clean();
+    late.wait(LEASE + LEASE);
+    late.deliver(1, "a", 1, Some("k"));
+    assert_eq!(resurrected(late, &declared), 1, "long after");
 }
 
 /// A broker that writes behind may forget what it confirmed just before it died, and nothing else.

@@ -104,8 +104,9 @@ capabilities! {
         /// Strength: what was on its way to a member when its connection broke comes back only when its
         /// lease ends, and counts as attempted once.
         pub cut_costs_lease: bool,
-        /// Strength: for each member that dies or leaves, one message of its group may come once more to
-        /// another member, whether or not it is settled.
+        /// Strength: when a member dies, leaves, loses its connection or has no room, one message of its group
+        /// may come once more to another member, whether or not it is settled, and one that is due may wait for
+        /// a lease.
         pub leaving_costs_ack: bool,
         /// Strength: the figures of `Lag`.
         pub lag: Exactness,

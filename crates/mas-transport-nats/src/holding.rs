@@ -31,12 +31,7 @@ impl Member {
             epoch: self.link.epoch(),
         };
         let entries = match self.shared.streams.takes_back() {
-            true => {
-                // The successor of a pull that ended with the group may bring what is the new group's, before
-                // all that was the old one's is given up.
-                drop(self.joining.lock().await);
-                self.leave_out_known(entries, &origin)
-            }
+            true => self.leave_out_known(entries, &origin),
             false => entries,
         };
         if asked.elapsed() > self.lease / 4 {

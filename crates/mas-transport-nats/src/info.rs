@@ -75,7 +75,7 @@ fn describe(name: &str, config: &NatsConfig, max_payload: usize, is_old: bool) -
         reclaim_counts_prefetch: true,
         // The server does not tell to whom it sent what.
         cut_costs_lease: true,
-        // A pull that ends with its member has no successor: see `Pulls`.
+        // The last pull of a member has no successor: see `Pulls`.
         leaving_costs_ack: is_old,
         lag: Exactness::Exact,
         nack_latency: Duration::from_millis(250),

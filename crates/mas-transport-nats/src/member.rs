@@ -44,8 +44,7 @@ pub(crate) struct Member {
     /// Something was settled since the topic was last trimmed.
     settled: AtomicBool,
     joined: AtomicU64,
-    /// Held while the group is joined.
-    pub(crate) joining: tokio::sync::Mutex<()>,
+    joining: tokio::sync::Mutex<()>,
     pub(crate) looking: tokio::sync::Mutex<()>,
     known: tokio::sync::Mutex<Known>,
     /// The connection since which that was looked at.

@@ -414,9 +414,11 @@ impl Streams {
             .ask(operation, format!("STREAM.MSG.GET.{stream}"), request);
         let got: Got = match asked.await? {
             Ok(got) => got,
-            Err(told) if told.code() == 404 || told.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            Err(told) if told.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                self.forget_whole();
                 return Ok(None);
             }
+            Err(told) if told.code() == 404 => return Ok(None),
             Err(told) => return Err(answered(operation, &told).with("stream", stream)),
         };
         let decoded = |text: &str| {

@@ -19,9 +19,12 @@ const OPEN: usize = 4;
 #[derive(Clone, Debug)]
 struct Pull {
     number: u64,
+    /// How many entries it asked for.
+    count: usize,
     asked: Instant,
-    /// When it wants a successor.
+    /// When it wants a successor, and when it ends at the server.
     half: Instant,
+    end: Instant,
     /// When it is given up, should the server never say that it is over.
     until: Instant,
 }
@@ -78,9 +81,11 @@ impl Pulls {
 
     /// When the next is to be asked for although one is open.
     pub(crate) fn successor(&self) -> Option<Instant> {
-        let (oldest, newest) = (self.open.front()?, self.open.back()?);
-        let covered = oldest.number != newest.number && !self.came;
-        (self.overlap && !covered && self.open.len() < OPEN).then_some(newest.half)
+        let (newest, now) = (self.open.back()?, Instant::now());
+        // What waits there as well, unless it has ended without a word.
+        let waiting = self.open.iter().filter(|pull| pull.end > now).count();
+        let covered = waiting > 1 && !self.came;
+        (self.overlap && !covered).then_some(newest.half)
     }
 
     /// Enters a pull that waits for so long at the server, and is given up so much later: its number, and
@@ -92,12 +97,20 @@ impl Pulls {
         if self.asked.len() == REMEMBERED {
             self.asked.pop_front();
         }
+        // Each was asked for half of its time after the one before: the first has long ended.
+        if self.open.len() == OPEN {
+            self.open.pop_front();
+            self.clamp();
+        }
         self.asked.push_back((self.number, now));
         self.open.push_back(Pull {
             number: self.number,
+            count,
             asked: now,
             half: now + wait / 2,
-            until: now + wait + slack,
+            end: now + wait,
+            // With others behind it nothing waits for its end.
+            until: now + wait + if self.overlap { wait } else { slack },
         });
         self.left += count;
         self.came = false;
@@ -130,14 +143,15 @@ impl Pulls {
         let Some(at) = self.open.iter().position(|pull| pull.number == number) else {
             return false;
         };
-        // Those before it were to end earlier: they have brought all that they could.
-        let ended: Vec<Pull> = self.open.drain(..=at).collect();
+        // Where its time was up, that of those before it was up earlier: they have brought all that they could.
+        // A refusal speaks for itself only.
+        let from = if missing.is_some() { 0 } else { at };
+        let ended: Vec<Pull> = self.open.drain(from..=at).collect();
         ended.iter().for_each(|pull| self.close(pull));
         self.left = self.left.saturating_sub(missing.unwrap_or(0));
-        if self.open.is_empty() {
-            self.left = 0;
-        } else if self.left == 0 {
-            // Those behind it have brought everything.
+        self.clamp();
+        if self.left == 0 {
+            // Those behind it, if there are any, have brought everything.
             let rest: Vec<Pull> = self.open.drain(..).collect();
             rest.iter().for_each(|pull| self.close(pull));
         }
@@ -147,22 +161,36 @@ impl Pulls {
     /// Gives up what the server should have ended by now.
     pub(crate) fn expire(&mut self, now: Instant) {
         self.open.retain(|pull| pull.until > now);
-        if self.open.is_empty() {
-            self.left = 0;
-        }
+        self.clamp();
+    }
+
+    /// Those that are open bring no more than they asked for.
+    fn clamp(&mut self) {
+        let most = self.open.iter().map(|pull| pull.count).sum();
+        self.left = self.left.min(most);
     }
 
     /// Nothing comes for any of them.
     pub(crate) fn clear(&mut self) {
         self.open.clear();
         self.left = 0;
+        if !self.overlap {
+            self.asked.clear();
+        }
+    }
+
+    /// Whether one that was given up may still bring something.
+    pub(crate) fn is_silent(&self) -> bool {
+        !self.overlap && self.open.is_empty() && !self.asked.is_empty()
     }
 
     /// When that was asked for which comes now, at the earliest, so that no lease is taken to be longer than
-    /// it is. One that was given up brings nothing any more after a lease.
+    /// it is. Where pulls overlap, one that ended without a word brings nothing any more after a lease.
     pub(crate) fn since(&mut self, now: Instant, lease: Duration) -> Instant {
-        self.asked
-            .retain(|(_, at)| now.saturating_duration_since(*at) < lease);
+        if self.overlap {
+            self.asked
+                .retain(|(_, at)| now.saturating_duration_since(*at) < lease);
+        }
         self.asked.front().map_or(self.last, |(_, at)| *at)
     }
 
@@ -206,15 +234,48 @@ mod tests {
         let begin = Instant::now();
         ask(&mut pulls, 5);
         advance(WAIT + SLACK).await;
+        assert!(!pulls.is_silent());
         pulls.expire(Instant::now());
-        assert!(pulls.is_empty(), "it is given up");
+        assert!(pulls.is_empty() && pulls.is_silent(), "it is given up");
+        advance(2 * LEASE).await;
+        assert_eq!(pulls.since(Instant::now(), LEASE), begin, "however late");
+        pulls.clear();
+        assert!(!pulls.is_silent());
         let second = Instant::now();
         let (number, _) = ask(&mut pulls, 5);
-        assert_eq!(pulls.since(Instant::now(), LEASE), begin);
-        advance(LEASE - WAIT - SLACK).await;
         assert_eq!(pulls.since(Instant::now(), LEASE), second);
         assert!(pulls.over(number, None));
         assert_eq!(pulls.since(Instant::now(), LEASE), second, "on its heels");
+        assert!(!pulls.is_silent());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pull_that_ends_without_a_word_is_no_cover_and_costs_no_room() {
+        let mut pulls = Pulls::new(true);
+        assert_eq!(ask(&mut pulls, 1000), (1, 1000));
+        advance(WAIT / 2).await;
+        assert_eq!(ask(&mut pulls, 1000), (2, 1));
+        advance(WAIT / 2).await;
+        assert!(pulls.successor().is_some(), "the first has ended");
+        assert_eq!(ask(&mut pulls, 1000), (3, 1));
+        advance(WAIT / 2).await;
+        // The second took an entry, and so says nothing.
+        assert!(!pulls.entry());
+        ask(&mut pulls, 999);
+        advance(WAIT / 2).await;
+        assert!(pulls.over(3, Some(1)));
+        assert!(pulls.left <= 1, "{}", pulls.left);
+        assert_eq!(ask(&mut pulls, 999).1, 998);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_speaks_for_itself() {
+        let mut pulls = Pulls::new(true);
+        ask(&mut pulls, 10);
+        advance(WAIT / 2).await;
+        let (number, _) = ask(&mut pulls, 20);
+        assert!(pulls.over(number, None));
+        assert_eq!((pulls.is_empty(), pulls.left), (false, 10));
     }
 
     #[tokio::test(start_paused = true)]
@@ -279,13 +340,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_than_a_few_are_open() {
+    async fn what_ended_without_a_word_is_not_counted_on() {
         let mut pulls = Pulls::new(true);
-        for _ in 0..OPEN {
+        ask(&mut pulls, 1000);
+        advance(WAIT / 2).await;
+        assert_eq!(ask(&mut pulls, 1000), (2, 1));
+        // Their consumer was deleted.
+        assert!(pulls.over(1, None));
+        assert_eq!(ask(&mut pulls, 1000), (3, 999));
+        assert!(pulls.over(2, None));
+        assert_eq!(ask(&mut pulls, 1000), (4, 1));
+        assert!(pulls.over(3, None) && pulls.over(4, None));
+        assert!(pulls.is_empty());
+        assert_eq!(ask(&mut pulls, 1000), (5, 1000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_a_few_are_open_and_none_for_good() {
+        let mut pulls = Pulls::new(true);
+        for _ in 0..3 * OPEN {
             assert!(pulls.is_empty() || pulls.successor().is_some());
             ask(&mut pulls, 100);
-            pulls.entry();
+            assert!(!pulls.entry());
+            assert!(pulls.open.len() <= OPEN && pulls.left < 100 * OPEN);
+            advance(WAIT / 2).await;
         }
-        assert_eq!(pulls.successor(), None);
+        advance(SLACK + WAIT).await;
+        pulls.expire(Instant::now());
+        assert!(pulls.is_empty());
+        assert_eq!(ask(&mut pulls, 100).1, 100);
     }
 }

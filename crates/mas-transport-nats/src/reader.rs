@@ -78,15 +78,15 @@ pub(crate) async fn run(member: Arc<Member>) {
 const SHORT: Duration = Duration::from_millis(250);
 pub(crate) const LONG: Duration = Duration::from_secs(4);
 
-/// How a pull ended.
-#[derive(Debug, PartialEq, Eq)]
+/// How a pull ended; of several, the last of these counts.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum End {
     /// As it should.
     Over,
-    /// Stream or group may be gone.
-    Lost,
     /// The server asks to wait.
     Later,
+    /// Stream or group may be gone.
+    Lost,
 }
 
 struct Reader<'a> {
@@ -144,6 +144,18 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
         reader.suspect().await;
     }
     loop {
+        // What such a pull still brings may have been sent at any time since. It is taken to be that old, or
+        // comes again when its lease ends.
+        if reader.pulls.is_silent() && !down {
+            while let Some(Some(chunk)) = messages.next().now_or_never() {
+                reader.take(chunk).await;
+            }
+            reader.prefix = link.client().new_inbox();
+            let client = link.client();
+            let subscriber = client.subscribe(format!("{}.*", reader.prefix)).await;
+            messages = subscriber.map_err(|e| gone(&e))?.ready_chunks(AT_ONCE);
+            reader.pulls.clear();
+        }
         let most = if reader.careful > 0 { 1 } else { COUNT };
         if reader.pulls.is_empty() && !down {
             let wanted = member.inbox.wanted(Waiter::Reader, most);
@@ -153,7 +165,7 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
                         return Err(gone(&error));
                     }
                 }
-                // What an earlier pull still brings.
+                // What an earlier pull still brings, where they overlap.
                 chunk = messages.next() => {
                     let Some(chunk) = chunk else { return Err(gone(&"closed")) };
                     reader.take(chunk).await;
@@ -168,7 +180,8 @@ async fn read(member: &Arc<Member>, link: &Link, suspicious: bool) -> Result<()>
                 member.inbox.wanted(Waiter::Reader, most).await
             };
             tokio::select! {
-                count = wanted, if successor.is_some() => {
+                // What the client keeps for a connection that is gone goes out over the next one.
+                count = wanted, if successor.is_some() && reader.careful == 0 && link.is_up() => {
                     if let Err(error) = reader.ask(count).await {
                         return Err(gone(&error));
                     }
@@ -270,6 +283,7 @@ impl Reader<'_> {
         let mut taken: Vec<Taken> = Vec::with_capacity(chunk.len());
         // Before what ends them is read: it was sent behind the entries.
         let asked = self.pulls.since(Instant::now(), self.member.lease);
+        let seen = self.member.joined();
         for mut message in chunk {
             // Only the server can give a message such a reply, whatever status it carries. It keeps the
             // subject that it was published to, so that it does not say which pull it is for.
@@ -277,14 +291,27 @@ impl Reader<'_> {
                 taken.push(entry);
                 self.careful = self.careful.saturating_sub(1);
                 if self.pulls.entry() {
-                    ended = Some(End::Over);
+                    ended = ended.max(Some(End::Over));
                 }
                 continue;
             }
             let place = message.subject.get(self.prefix.len() + 1..);
             let number = place.and_then(|number| number.parse::<u64>().ok());
             if number.is_some_and(|number| self.pulls.over(number, missing(&message))) {
-                ended = Some(self.ended(&message)).or(ended);
+                let end = self.ended(&message);
+                // What comes behind it is a successor's, and may be of a group that was made since: it must not be
+                // given up with the old one.
+                if end == End::Lost && !self.pulls.is_empty() {
+                    self.active |= !taken.is_empty();
+                    let before = std::mem::take(&mut taken);
+                    if !before.is_empty() {
+                        self.member.admit(before, asked, &self.process).await;
+                    }
+                    if let Err(error) = self.member.rejoin(seen).await {
+                        self.member.inbox.fail(error);
+                    }
+                }
+                ended = ended.max(Some(end));
             }
         }
         self.active |= !taken.is_empty();

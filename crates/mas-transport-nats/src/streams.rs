@@ -250,9 +250,14 @@ impl Streams {
         Ok(true)
     }
 
+    /// A stream was found gone: that of the notes may be another by now.
+    pub(crate) fn forget_whole(&self) {
+        self.whole.store(false, Ordering::Release);
+    }
+
     /// The stream of notes was found gone.
     pub(crate) fn forget_notes(&self) {
-        self.whole.store(false, Ordering::Release);
+        self.forget_whole();
         *lock(&self.notes) = false;
     }
 

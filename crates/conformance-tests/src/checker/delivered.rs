@@ -245,7 +245,10 @@ impl<'h> Checker<'h> {
     /// Whether a broker that may forget what it sent last when a member goes away did so. It sends it as if for
     /// the first time.
     fn sent_again(&mut self, group: usize, d: Delivered<'h>) -> bool {
-        self.rules.leaving_costs_ack && d.attempt == 1 && self.state.sent_again(group)
+        let lease = self.state.members.get(&d.member);
+        let lease = lease.map_or(Duration::ZERO, |member| member.lease);
+        let may = self.rules.leaving_costs_ack && d.attempt == 1;
+        may && self.state.sent_again(group, self.now, lease)
     }
 
     fn lateness(&mut self, group: usize, d: Delivered<'h>, due: Duration, latency: Duration) {

@@ -43,6 +43,8 @@ pub(super) struct Group<'h> {
     /// How many members have gone, and how many entries came once more because of it.
     pub(super) gone: u32,
     pub(super) sent_again: u32,
+    /// When the last of them went.
+    pub(super) gone_at: Duration,
     /// When a member last joined, left or died.
     pub(super) changed: Duration,
     /// A member died, left or lost a lease: first deliveries may come in any order.
@@ -172,6 +174,7 @@ impl<'h> State<'h> {
             crashes: 0,
             gone: 0,
             sent_again: 0,
+            gone_at: Duration::ZERO,
             changed: Duration::ZERO,
             disturbed: false,
         });
@@ -237,6 +240,7 @@ impl<'h> State<'h> {
         if let Some(group) = self.groups.get_mut(state.group) {
             group.crashes += u32::from(crashed);
             group.gone += 1;
+            group.gone_at = now;
             group.disturbed = true;
             group.changed = now;
         }
@@ -337,12 +341,13 @@ impl<'h> State<'h> {
         })
     }
 
-    /// Whether a member that went away explains that an entry comes once more; each explains one.
-    pub(super) fn sent_again(&mut self, group: usize) -> bool {
+    /// Whether a member that went away explains that an entry comes once more. Each explains one, until what it
+    /// held has been sent again.
+    pub(super) fn sent_again(&mut self, group: usize, now: Duration, lease: Duration) -> bool {
         let Some(group) = self.groups.get_mut(group) else {
             return false;
         };
-        let explained = group.sent_again < group.gone;
+        let explained = group.sent_again < group.gone && now <= group.gone_at + 2 * lease;
         group.sent_again += u32::from(explained);
         explained
     }

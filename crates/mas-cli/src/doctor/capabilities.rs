@@ -113,7 +113,7 @@ pub(super) fn rows(capabilities: &Capabilities) -> Vec<Row> {
         "leaving_costs_ack",
         leaving_costs_ack.into(),
         yes(leaving_costs_ack),
-        "when a member dies or leaves, one message may come once more, settled or not",
+        "when a member goes away, one message may come once more, settled or not",
     );
     for (name, value, about) in [
         (
