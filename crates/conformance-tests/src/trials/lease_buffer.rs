@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mas_transport_core::{
-    ConsumerEvent, Event, Fetch, Outcome, Result, Settle, Settled, Token, Want,
+    ConsumerEvent, Event, Exactness, Fetch, Outcome, Result, Settle, Settled, Token, Want,
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -305,11 +305,13 @@ async fn a_paused_member_gives_its_buffer_up(ctx: Ctx) -> Verdict {
     wanted.extend(ids(&more));
     agent.publish_all(more).await?;
     let lag = agent.admin().lag(&topic, &ctx.group("billing")?).await?;
-    equal(
-        "what is there for others",
-        (lag.waiting + lag.pending) as usize,
-        wanted.len() - 1,
-    )?;
+    if ctx.capabilities().lag == Exactness::Exact {
+        equal(
+            "what is there for others",
+            (lag.waiting + lag.pending) as usize,
+            wanted.len() - 1,
+        )?;
+    }
     member.consumer().resume();
     while got.len() < wanted.len() {
         let held = member.next().await?;

@@ -3,6 +3,7 @@
 
 #[path = "../../../mas-transport-redis/tests/redis/certificates.rs"]
 mod certificates;
+mod cluster;
 mod encrypted;
 mod operator;
 mod permissions;

@@ -87,11 +87,19 @@ pub(crate) async fn works(config: NatsConfig) -> String {
 }
 
 /// Waits for something that shows soon.
-pub(crate) async fn soon<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
+pub(crate) async fn soon<T, F>(what: &str, look: impl FnMut() -> F) -> T
 where
     F: Future<Output = std::result::Result<T, String>>,
 {
-    let until = Instant::now() + SOON;
+    within(SOON, what, look).await
+}
+
+/// Waits for something that shows within a time.
+pub(crate) async fn within<T, F>(limit: Duration, what: &str, mut look: impl FnMut() -> F) -> T
+where
+    F: Future<Output = std::result::Result<T, String>>,
+{
+    let until = Instant::now() + limit;
     loop {
         match look().await {
             Ok(found) => return found,

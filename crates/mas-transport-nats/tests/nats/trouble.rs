@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
+use async_nats::jetstream::consumer::{AckPolicy, pull};
 use conformance_tests::fixtures::NatsOptions;
 use futures::StreamExt as _;
 use mas_transport_core::{
@@ -305,6 +306,39 @@ async fn a_group_that_holds_all_it_may_goes_on_when_it_settles() {
     assert_eq!((got.len(), payloads.len()), (1500, 1500));
     assert!(got.iter().all(|d| d.attempt == 1));
     assert_eq!(lag(&transport, "orders").await, Lag::default());
+    transport.close(Instant::now() + SOON).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_of_the_groups_name_with_another_configuration_is_told() {
+    let Some(server) = server(&NatsOptions::new()) else {
+        return;
+    };
+    let transport = connect(config(&server)).await;
+    publish(&transport, "orders", 1).await;
+    let name = native(&transport).stream(&topic("orders"));
+    let stream = native(&transport)
+        .jetstream()
+        .get_stream(&name)
+        .await
+        .unwrap();
+    let theirs = pull::Config {
+        durable_name: Some("billing".to_owned()),
+        ack_policy: AckPolicy::All,
+        ack_wait: Duration::from_secs(30),
+        max_deliver: 5,
+        ..pull::Config::default()
+    };
+    stream.create_consumer(theirs).await.unwrap();
+    let wanted = subscription("orders", 30_000).group("billing");
+    let error = transport.subscribe(&wanted).await.unwrap_err();
+    let words = [
+        "another configuration",
+        "ack policy is All, wanted Explicit",
+        "max deliver is 5, wanted -1",
+        "nats consumer rm",
+    ];
+    says(&error, ErrorKind::Conflict, &words);
     transport.close(Instant::now() + SOON).await.unwrap();
 }
 
