@@ -9,9 +9,7 @@ use mas_transport_core::{Durability, Event, Lag, Outcome, Transport as _};
 use mas_transport_nats::{NatsConfig, NatsTransport};
 use tokio::time::Instant;
 
-use crate::support::{
-    Member, SOON, lag, native, one, publish, server, subscription, topic, within,
-};
+use crate::support::{Member, SOON, lag, one, publish, server, stream, subscription, within};
 
 /// Servers wait for up to 9 s before they stand for election (nats-server 2.9 to 2.15), each for its own time;
 /// the leader of all has to be chosen before that of a stream can be asked for, and one try may split the votes.
@@ -74,12 +72,7 @@ async fn what_three_servers_keep_outlives_the_one_that_leads() {
     let acked: BTreeSet<_> = acked.iter().map(|d| text(d.message.payload())).collect();
     let mut open: BTreeSet<_> = held.iter().map(|d| text(d.message.payload())).collect();
 
-    let name = native(&transport).stream(&topic("orders"));
-    let stream = native(&transport)
-        .jetstream()
-        .get_stream(&name)
-        .await
-        .unwrap();
+    let stream = stream(&transport, "orders").await;
     let leader = stream.cached_info().cluster.as_ref();
     let leader = leader.and_then(|cluster| cluster.leader.clone()).unwrap();
     let mut killed = None;

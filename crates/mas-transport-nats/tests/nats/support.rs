@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::jetstream::stream::Stream;
 use conformance_tests::fixtures::{NatsOptions, NatsServer};
 use mas_transport_core::{
     Error, ErrorKind, Event, Fetch, Group, Lag, Message, Outcome, RawDelivery, Receipt, Result,
@@ -121,6 +122,13 @@ pub(crate) fn subscription(topic: &str, lease_ms: u64) -> Subscription {
 
 pub(crate) fn native(transport: &NatsTransport) -> &NatsNative {
     transport.native().unwrap().downcast_ref().unwrap()
+}
+
+/// The stream of a topic, as the client's own calls see it.
+pub(crate) async fn stream(transport: &NatsTransport, name: &str) -> Stream {
+    let name = native(transport).stream(&topic(name));
+    let jetstream = native(transport).jetstream();
+    jetstream.get_stream(&name).await.unwrap()
 }
 
 pub(crate) async fn lag(transport: &NatsTransport, name: &str) -> Lag {

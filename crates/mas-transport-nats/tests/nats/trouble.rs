@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     Member, SOON, config, connect, lag, native, one, outcomes, publish, refused, says, server,
-    soon, subscription, topic, works,
+    soon, stream, subscription, topic, works,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -316,12 +316,7 @@ async fn a_consumer_of_the_groups_name_with_another_configuration_is_told() {
     };
     let transport = connect(config(&server)).await;
     publish(&transport, "orders", 1).await;
-    let name = native(&transport).stream(&topic("orders"));
-    let stream = native(&transport)
-        .jetstream()
-        .get_stream(&name)
-        .await
-        .unwrap();
+    let stream = stream(&transport, "orders").await;
     let theirs = pull::Config {
         durable_name: Some("billing".to_owned()),
         ack_policy: AckPolicy::All,
