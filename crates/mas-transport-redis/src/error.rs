@@ -30,7 +30,9 @@ const REFUSED: &str = "the server refuses this user and password: the user is un
 fn denied(error: &RedisError) -> Option<Cow<'static, str>> {
     let detail = error.detail().unwrap_or_default();
     let in_script = detail.contains("executing the script can't");
-    if error.code() != Some("NOPERM") && !in_script {
+    // Newer ones (seen on Redis 8.2 and Valkey 9.1) name the command, and no code.
+    let names_it = detail.contains("ACL failure in script");
+    if error.code() != Some("NOPERM") && !in_script && !names_it {
         return None;
     }
     Some(if detail.contains("channel") {
@@ -219,6 +221,11 @@ mod tests {
                 ErrorKind::Unavailable,
             ),
             ("ERR max number of clients reached", ErrorKind::Unavailable),
+            (
+                "ERR ACL failure in script: User mas has no permissions to run the 'xlen' command script: \
+                 fac4dc77e42fb32766c27ce5dc27bcd110ccc75c, on @user_script:8.",
+                ErrorKind::Unauthorized,
+            ),
             ("WRONGTYPE Operation against a key", ErrorKind::Conflict),
             ("NOGROUP No such key", ErrorKind::NotFound),
             ("ERR syntax error", ErrorKind::Broker),

@@ -21,7 +21,7 @@
 //!   the next look, which is at most a second away.
 //!
 //!   ```text
-//!   ACL SETUSER mas on >password ~mas:* &mas:*
+//!   ACL SETUSER mas on >password ~mas:* resetchannels &mas:*
 //!       +client|id +client|unblock +config|get +unsubscribe +publish
 //!       +info +ping +script|load +eval +evalsha +subscribe
 //!       +xadd +xack +xlen +xrange +xtrim +xpending +xclaim +xreadgroup

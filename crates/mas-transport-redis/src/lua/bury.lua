@@ -10,7 +10,7 @@ local group, id, owner = ARGV[1], ARGV[2], ARGV[3]
 local count, attempt = tonumber(ARGV[4]), tonumber(ARGV[5])
 
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
-if pending.err and (string.find(pending.err, 'executing the script') or string.find(pending.err, 'NOPERM')) then
+if pending.err and (string.find(pending.err, 'executing the script') or string.find(pending.err, 'NOPERM') or string.find(pending.err, 'ACL failure')) then
   return pending
 end
 if pending.err or not pending[1] then return 0 end

@@ -25,7 +25,7 @@ for i = 4, #ARGV, 6 do
   local op, id, owner, arg = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 5]
   local count, attempt = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4])
   local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
-  if pending.err and (string.find(pending.err, 'executing the script') or string.find(pending.err, 'NOPERM')) then
+  if pending.err and (string.find(pending.err, 'executing the script') or string.find(pending.err, 'NOPERM') or string.find(pending.err, 'ACL failure')) then
     return pending
   end
   local entry = not pending.err and pending[1]

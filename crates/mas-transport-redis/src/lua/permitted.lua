@@ -8,7 +8,7 @@ local out, reach = {}, 0
 local function try(name, ...)
   local answer = redis.pcall(...)
   local err = type(answer) == 'table' and answer.err
-  if err and (string.find(err, 'executing the script') or string.find(err, 'NOPERM')) then
+  if err and (string.find(err, 'executing the script') or string.find(err, 'NOPERM') or string.find(err, 'ACL failure')) then
     if string.find(err, 'key') or string.find(err, 'channel') then
       reach = 1
     else

@@ -15,7 +15,7 @@ local mode, reap = ARGV[8], tonumber(ARGV[9])
 if redis.call('HGET', hash, 'incarnation') ~= incarnation then return {'lost'} end
 local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 if consumers.err then
-  local denied = string.find(consumers.err, 'executing the script') or string.find(consumers.err, 'NOPERM')
+  local denied = string.find(consumers.err, 'executing the script') or string.find(consumers.err, 'NOPERM') or string.find(consumers.err, 'ACL failure')
   return denied and consumers or {'lost'}
 end
 

@@ -45,6 +45,27 @@ fn binary() -> Option<PathBuf> {
     found.into_iter().chain(on_path).find(|p| p.is_file())
 }
 
+/// Whether the server was built with TLS; says so if not. Of those that `scripts/brokers` fetches some are not.
+pub(crate) async fn encrypts() -> bool {
+    let Some(binary) = binary() else {
+        // Starting one says so.
+        return true;
+    };
+    // It ends at once: without a certificate, too.
+    let mut server = Command::new(binary);
+    server.args(["--port", "0", "--tls-port", "1", "--save", ""]);
+    let ended = timeout(SOON, server.kill_on_drop(true).output()).await;
+    let said = ended.expect("it ends").expect("it starts");
+    let said = [said.stdout, said.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let without = ["Failed finding TLS support", "Bad directive"];
+    let encrypts = !without.iter().any(|text| said.contains(text));
+    if !encrypts {
+        println!("SKIPPED: this redis-server was built without TLS");
+    }
+    encrypts
+}
+
 impl Server {
     /// Starts a server, or says why there is none.
     pub(crate) async fn start(options: &[&str]) -> Option<Self> {
