@@ -234,8 +234,8 @@ impl Streams {
     /// Whether notes may be read.
     ///
     /// Before 2.10 (seen on 2.9.10) a server dies (`jsMsgGetRequest`, a nil pointer) when somebody reads from a
-    /// stream that another is just making. What it says of such a stream waits for a part of that work only; the
-    /// second time for all of it.
+    /// stream that another is just making. What it says of such a stream waits for a part of that work only, so it is
+    /// asked twice. That makes it rare, and does not rule it out.
     pub(crate) async fn can_read_notes(&self, operation: &'static str) -> Result<bool> {
         if !self.old || self.whole.load(Ordering::Acquire) {
             return Ok(true);
