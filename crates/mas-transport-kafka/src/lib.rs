@@ -5,3 +5,10 @@
     clippy::panic,
     clippy::indexing_slicing
 )]
+
+mod config;
+
+pub use config::{Acks, Compression, GroupProtocol, KafkaConfig};
+
+/// What errors and capabilities call this backend.
+const BACKEND: &str = "kafka";
