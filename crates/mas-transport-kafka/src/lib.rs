@@ -6,9 +6,32 @@
     clippy::indexing_slicing
 )]
 
+mod admin;
+mod bury;
+mod client;
+mod commit;
 mod config;
+mod consumer;
+mod error;
+mod fetch;
+mod health;
+mod info;
+mod keeper;
+mod keys;
+mod mark;
+mod member;
+mod native;
+mod publish;
+mod record;
+mod settle;
+mod share;
+mod topics;
+mod tracker;
+mod transport;
 
 pub use config::{Acks, Compression, GroupProtocol, KafkaConfig};
+pub use native::KafkaNative;
+pub use transport::KafkaTransport;
 
 /// What errors and capabilities call this backend.
 const BACKEND: &str = "kafka";

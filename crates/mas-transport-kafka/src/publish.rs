@@ -91,9 +91,7 @@ pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
         .set("message.timeout.ms", LINGERS)
         .set("topic.metadata.propagation.max.ms", "5000");
     match config.acks {
-        Acks::All => client
-            .set("acks", "all")
-            .set("enable.idempotence", "true"),
+        Acks::All => client.set("acks", "all").set("enable.idempotence", "true"),
         // Without idempotence a retry could overtake what was sent behind it.
         Acks::Leader => client
             .set("acks", "1")

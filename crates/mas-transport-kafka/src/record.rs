@@ -35,9 +35,8 @@ impl Raw {
     pub(crate) fn of(message: &BorrowedMessage<'_>) -> Self {
         let headers = message.headers();
         let count = headers.map_or(0, |h| h.count());
-        let mut buffer = BytesMut::with_capacity(
-            message.key_len() + message.payload_len() + 64 * count,
-        );
+        let mut buffer =
+            BytesMut::with_capacity(message.key_len() + message.payload_len() + 64 * count);
         let mut put = |part: Option<&[u8]>| -> Span {
             part.map(|part| {
                 let from = buffer.len();
@@ -77,7 +76,10 @@ impl Raw {
     /// How much memory it holds, roughly as [`Message::size`] counts.
     pub(crate) fn size(&self) -> usize {
         let part = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
-        let headers = self.headers.iter().map(|(name, value)| name.len() + part(value));
+        let headers = self
+            .headers
+            .iter()
+            .map(|(name, value)| name.len() + part(value));
         part(&self.key) + part(&self.value) + headers.sum::<usize>()
     }
 
@@ -100,17 +102,17 @@ impl Raw {
     /// What is malformed about it.
     pub(crate) fn message(&self, topic: &Topic, position: Position) -> Result<Message, Reason> {
         if self.unreadable > 0 {
-            let why = format!(
-                "the names of {} headers are not UTF-8",
-                self.unreadable
-            );
+            let why = format!("the names of {} headers are not UTF-8", self.unreadable);
             return Err(Reason::new(ReasonCode::Malformed, why));
         }
         let message = fields::decode(topic, position, self.fields())?;
         // What another program wrote without attributes has no other key than the record's.
         if message.source() == FOREIGN_SOURCE
             && message.get_key().is_none()
-            && let Some(key) = self.key.as_deref().and_then(|k| std::str::from_utf8(k).ok())
+            && let Some(key) = self
+                .key
+                .as_deref()
+                .and_then(|k| std::str::from_utf8(k).ok())
             && !key.is_empty()
             && key.len() <= 1024
             && !key.chars().any(char::is_control)
@@ -171,7 +173,9 @@ impl Outgoing {
             }
         });
         Self {
-            key: message.get_key().map(|key| Bytes::copy_from_slice(key.as_bytes())),
+            key: message
+                .get_key()
+                .map(|key| Bytes::copy_from_slice(key.as_bytes())),
             headers: headers.unwrap_or_default(),
             value: Some(message.payload().clone()),
         }
@@ -245,7 +249,12 @@ mod tests {
             key: Some(Bytes::from_static(b"\xff")),
             ..foreign.clone()
         };
-        assert_eq!(odd.message(&topic(), Position::default()).unwrap().get_key(), None);
+        assert_eq!(
+            odd.message(&topic(), Position::default())
+                .unwrap()
+                .get_key(),
+            None
+        );
         let hostile = Raw {
             unreadable: 1,
             ..foreign

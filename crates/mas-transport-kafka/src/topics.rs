@@ -168,10 +168,15 @@ impl Topics {
                 return Ok(missing(error));
             }
             let partitions = topic.partitions();
-            let led = |p: &rdkafka::metadata::MetadataPartition| p.leader() >= 0 && p.error().is_none();
+            let led =
+                |p: &rdkafka::metadata::MetadataPartition| p.leader() >= 0 && p.error().is_none();
             Ok(Ok(Some(Described {
                 partitions: i32::try_from(partitions.len()).unwrap_or(i32::MAX),
-                replicas: partitions.iter().map(|p| p.replicas().len()).min().unwrap_or(0),
+                replicas: partitions
+                    .iter()
+                    .map(|p| p.replicas().len())
+                    .min()
+                    .unwrap_or(0),
                 led: !partitions.is_empty() && partitions.iter().all(led),
             })))
         });
