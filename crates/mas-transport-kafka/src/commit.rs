@@ -2,15 +2,20 @@
 //! way goes with the next.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mas_transport_core::ErrorKind;
-use mas_transport_core::backend::{Wait, lock};
+use mas_transport_core::backend::lock;
+use rdkafka::consumer::Consumer as _;
 use tokio::time::{Instant, sleep};
 
 use crate::consumer;
-use crate::error;
 use crate::member::Member;
 use crate::settle::Place;
+
+/// How long to wait before what was not taken is committed again. The client asks for the broker that
+/// keeps the group in between.
+pub(crate) const AGAIN: Duration = Duration::from_millis(50);
 
 /// What a commit came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,13 +24,12 @@ pub(crate) enum Done {
     Yes,
     /// Not now.
     Later,
-    /// The partitions belong to others.
+    /// The group went on without this member, as its keeper is about to hear.
     Fenced,
 }
 
 /// Commits whenever there is something to commit, until the member is closed.
 pub(crate) async fn run(member: Arc<Member>) {
-    let mut wait = Wait::new();
     loop {
         tokio::select! {
             () = member.dirty.notified() => {}
@@ -33,16 +37,10 @@ pub(crate) async fn run(member: Arc<Member>) {
         }
         loop {
             match commit(&member, None).await {
-                Done::Yes => {
-                    wait = Wait::new();
-                    break;
-                }
-                // The client tells the keeper.
-                Done::Fenced => break,
+                Done::Yes | Done::Fenced => break,
                 Done::Later => {
-                    let wait = sleep(wait.next());
                     tokio::select! {
-                        () = wait => {}
+                        () = sleep(AGAIN) => {}
                         () = member.closed.cancelled() => return,
                     }
                 }
@@ -80,7 +78,8 @@ pub(crate) async fn commit(member: &Arc<Member>, giving_up: Option<&[i32]>) -> D
     match done.await {
         Some(Ok(())) => {}
         Some(Err(told)) => {
-            let fenced = error::code(&told).is_some_and(error::is_fenced);
+            // Also while partitions change hands, in which case the next one is taken.
+            let fenced = consumer.assignment_lost();
             let error = member.told("settle", since, told);
             tracing::debug!(%error, "a commit was not taken");
             if error.kind() == ErrorKind::Unauthorized {

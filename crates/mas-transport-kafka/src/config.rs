@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use mas_transport_core::{MAX_MESSAGE, Namespace};
+use mas_transport_core::{MAX_MESSAGE, Namespace, Topic};
 use rdkafka::ClientConfig;
+
+use crate::keys::Keys;
 
 /// When a broker confirms a message: [`KafkaConfig::acks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -124,6 +126,11 @@ impl KafkaConfig {
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
+    }
+
+    /// The name of the Kafka topic of a topic: `mas.orders.created`.
+    pub fn topic_name(&self, topic: &Topic) -> String {
+        Keys::new(&self.prefix, &self.namespace).topic(topic)
     }
 
     /// The brokers, as `host:port` by comma.

@@ -11,7 +11,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::commit::{Done, commit};
+use crate::commit::{AGAIN, Done, commit};
 use crate::consumer::{Change, Consumer, Standing, list};
 use crate::fetch;
 use crate::mark::Mark;
@@ -226,12 +226,11 @@ impl Keeper {
                 }
             }
             // Whoever has them next begins where this ends.
-            let mut wait = Wait::new();
-            while !consumer.assignment_lost()
-                && commit(&self.member, Some(&leaving.partitions)).await == Done::Later
-                && Instant::now() < leaving.until + self.member.shared.asker.config.response_timeout
+            let limit = Instant::now() + self.member.shared.asker.config.response_timeout;
+            while commit(&self.member, Some(&leaving.partitions)).await == Done::Later
+                && Instant::now() < limit
             {
-                sleep(wait.next()).await;
+                sleep(AGAIN).await;
             }
             self.release(consumer, &leaving.partitions);
         }
@@ -403,13 +402,12 @@ impl Keeper {
         }
         let owned = lock(&member.state).share.partitions();
         let limit = Instant::now() + member.shared.asker.config.response_timeout;
-        let mut wait = Wait::new();
         let leaving = async {
             while !owned.is_empty()
                 && commit(&member, Some(&owned)).await == Done::Later
                 && Instant::now() < limit
             {
-                sleep(wait.next()).await;
+                sleep(AGAIN).await;
             }
         };
         tokio::select! {

@@ -5,8 +5,9 @@
 //! `mas.orders.created` the one without a namespace. A group's name holds no dot, so that of its
 //! consumer group, `mas.orders.created.billing`, can be taken apart again.
 //!
-//! Kafka refuses a topic whose name differs from another one's in nothing but `.` and `_`: its metrics
-//! could not tell the two apart.
+//! Kafka refuses a topic whose name differs from another one's in nothing but `.` and `_`, because its
+//! metrics could not tell the two apart. So `_` is written `-_`, and a `-` before `.`, `_`, `-` or the end
+//! of a name `--`: `mas.orders-_created` is `orders_created`, and most names stay as they are.
 
 use mas_transport_core::{Error, Group, Namespace, Result, Topic};
 
@@ -27,7 +28,7 @@ impl Keys {
         let mut base = format!("{prefix}.");
         if !namespace.as_str().is_empty() {
             base.push('.');
-            base.push_str(namespace.as_str());
+            base.push_str(&escaped(namespace.as_str()));
             base.push('.');
         }
         Self { base }
@@ -35,28 +36,28 @@ impl Keys {
 
     /// The Kafka topic of a topic.
     pub(crate) fn topic(&self, topic: &Topic) -> String {
-        format!("{}{topic}", self.base)
+        format!("{}{}", self.base, escaped(topic.as_str()))
     }
 
     /// The topic of a Kafka topic of this prefix and namespace.
     pub(crate) fn topic_of(&self, name: &str) -> Option<Topic> {
-        Topic::stored(name.strip_prefix(&self.base)?).ok()
+        Topic::stored(unescaped(name.strip_prefix(&self.base)?)?).ok()
     }
 
     /// The consumer group of a group.
     pub(crate) fn group(&self, topic: &Topic, group: &Group) -> String {
-        format!("{}{topic}.{group}", self.base)
+        format!("{}.{group}", self.topic(topic))
     }
 
     /// The group of a consumer group, if it is one of this topic.
     pub(crate) fn group_of(&self, topic: &Topic, name: &str) -> Option<Group> {
-        let rest = name.strip_prefix(&self.base)?;
-        Group::new(rest.strip_prefix(topic.as_str())?.strip_prefix('.')?).ok()
+        let rest = name.strip_prefix(&self.topic(topic))?;
+        Group::new(rest.strip_prefix('.')?).ok()
     }
 
     /// Checks that a topic has a name that brokers take.
     pub(crate) fn check(&self, operation: &'static str, topic: &Topic) -> Result<()> {
-        let bytes = self.base.len() + topic.as_str().len();
+        let bytes = self.topic(topic).len();
         if bytes <= LONGEST {
             return Ok(());
         }
@@ -67,6 +68,35 @@ impl Keys {
             .with("topic", topic)
             .with("bytes", bytes))
     }
+}
+
+/// A name in which it does not matter whether `.` and `_` are told apart.
+fn escaped(name: &str) -> String {
+    let mut out = String::with_capacity(name.len() + 4);
+    let mut rest = name.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '_' => out.push_str("-_"),
+            '-' if matches!(rest.peek(), None | Some('.' | '_' | '-')) => out.push_str("--"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// The name that was escaped; `None` if none was.
+fn unescaped(name: &str) -> Option<String> {
+    let mut out = String::with_capacity(name.len());
+    let mut rest = name.chars().peekable();
+    while let Some(c) = rest.next() {
+        match (c, rest.peek()) {
+            ('_', _) => return None,
+            ('-', Some('_' | '-')) => out.extend(rest.next()),
+            ('-', None | Some('.')) => return None,
+            (c, _) => out.push(c),
+        }
+    }
+    Some(out)
 }
 
 #[cfg(test)]
@@ -90,6 +120,27 @@ mod tests {
         assert_eq!(none.topic_of("masquerade.orders"), None);
         let letters = Topic::dead_letters(&topic("orders"), &Group::new("g").unwrap());
         assert_eq!(none.topic_of(&none.topic(&letters)), Some(letters));
+    }
+
+    #[test]
+    fn names_that_kafka_takes_for_one_are_apart() {
+        let names = [
+            "a_b", "a.b", "a-b", "a--b", "a-.b", "a-_b", "a_-b", "_a", "a_", "a-", "a__b", "a-.-b",
+            "a.-b",
+        ];
+        let mut seen = std::collections::HashMap::new();
+        for name in names {
+            let written = escaped(name);
+            assert_eq!(unescaped(&written).as_deref(), Some(name), "{written}");
+            // As Kafka compares them.
+            let other = seen.insert(written.replace('.', "_"), name);
+            assert_eq!(other, None, "{name} is {written}");
+        }
+        assert_eq!(escaped("orders.created"), "orders.created");
+        assert_eq!(escaped("orders-created"), "orders-created");
+        for foreign in ["a_b", "a-.b", "a-"] {
+            assert_eq!(unescaped(foreign), None, "{foreign}");
+        }
     }
 
     #[test]

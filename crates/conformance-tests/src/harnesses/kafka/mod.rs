@@ -242,7 +242,7 @@ impl OnKafka {
 
     /// What a topic of this trial is called in the broker.
     fn name_of(&self, topic: &Topic) -> String {
-        format!("mas..{}.{topic}", self.namespace)
+        self.through.topic_name(topic)
     }
 
     /// Sees to it that there is such a topic.
@@ -280,7 +280,8 @@ impl OnKafka {
 
     /// Removes every topic of the namespace, and with them where groups stand in them.
     async fn clear(&self) -> Verdict {
-        let prefix = format!("mas..{}.", self.namespace);
+        let any = self.name_of(&Topic::new("t")?);
+        let prefix = any.strip_suffix('t').unwrap_or(&any).to_owned();
         let admin = self.admin()?;
         let names: Vec<String> = {
             let metadata = admin.inner().fetch_metadata(None, ANSWER)?;
