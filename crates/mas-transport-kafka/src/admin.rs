@@ -189,7 +189,12 @@ impl Admin for KafkaAdmin {
         if removed > 0 {
             let since = Instant::now();
             let options = self.0.asker.options();
-            let done = self.0.asker.admin().delete_records(&list, &options).await;
+            let done = self
+                .0
+                .asker
+                .admin("purge")?
+                .delete_records(&list, &options)
+                .await;
             done.map_err(|e| self.0.asker.explain("purge", since, e))?;
         }
         Ok(removed)

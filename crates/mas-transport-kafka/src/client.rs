@@ -68,7 +68,7 @@ impl ClientContext for Asking {
 /// The client that asks and makes. What it does blocks, so it runs on the threads that are for that.
 pub(crate) struct Asker {
     pub(crate) config: Arc<KafkaConfig>,
-    admin: Arc<AdminClient<Asking>>,
+    admin: Mutex<Option<Arc<AdminClient<Asking>>>>,
     trouble: Arc<Trouble>,
 }
 
@@ -87,7 +87,7 @@ impl Asker {
             .map_err(|e| error::told("connect", e))?;
         Ok(Self {
             config,
-            admin: Arc::new(admin),
+            admin: Mutex::new(Some(Arc::new(admin))),
             trouble,
         })
     }
@@ -112,9 +112,15 @@ impl Asker {
         + Send
         + 'static,
     ) -> Result<T> {
-        let admin = self.admin.clone();
+        let admin = self.admin(operation)?;
         let since = Instant::now();
-        let asked = tokio::task::spawn_blocking(move || ask(admin.inner(), within)).await;
+        let asked = tokio::task::spawn_blocking(move || {
+            let answer = ask(admin.inner(), within);
+            // Here, should it be the last one: closing a client blocks.
+            drop(admin);
+            answer
+        });
+        let asked = asked.await;
         match asked {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(told)) => Err(self.explain(operation, since, told)),
@@ -133,8 +139,14 @@ impl Asker {
     }
 
     /// The client of requests that make and remove.
-    pub(crate) fn admin(&self) -> &AdminClient<Asking> {
-        &self.admin
+    pub(crate) fn admin(&self, operation: &'static str) -> Result<Arc<AdminClient<Asking>>> {
+        let admin = lock(&self.admin).clone();
+        admin.ok_or_else(|| Error::closed(operation).on(BACKEND))
+    }
+
+    /// Gives the client away, to be dropped where that may block.
+    pub(crate) fn dismiss(&self) -> Option<Arc<AdminClient<Asking>>> {
+        lock(&self.admin).take()
     }
 
     pub(crate) fn options(&self) -> AdminOptions {

@@ -94,16 +94,12 @@ fn look(
     let (queues, room) = {
         let mut state = lock(&member.state);
         let now = now();
-        state.share.advance(now);
         let wanted = want.messages > 0;
-        if state.wants != wanted || (wanted && state.share.lapsed) {
+        // What lapsed before it asked for more is forgiven; what lapses now is not.
+        state.share.lapsed &= !wanted;
+        state.share.advance(now);
+        if state.wants != wanted || (state.share.lapsed && !wanted) {
             state.wants = wanted;
-            if wanted {
-                state.share.lapsed = false;
-            }
-            member.events.notify_one();
-        }
-        if state.share.lapsed && !wanted {
             member.events.notify_one();
         }
         out.extend(state.control.drain(..));
@@ -209,9 +205,9 @@ pub(crate) fn trouble(member: &Arc<Member>, partition: Option<i32>, told: KafkaE
             if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::LeaseLost) {
                 return;
             }
+            state.down |= error.kind() == ErrorKind::Unavailable;
             state.error = Some(error);
             member.arrived.notify_one();
-            return;
         }
     }
     drop(state);

@@ -77,13 +77,17 @@ impl Keeper {
         }
         self.give_up(&consumer).await;
         self.take_part(&consumer);
-        let (lost, gone) = {
+        let (lost, gone, down) = {
             let mut state = lock(&self.member.state);
             (
                 std::mem::take(&mut state.lost_place),
                 std::mem::take(&mut state.topic_gone),
+                state.down,
             )
         };
+        if down {
+            self.reconnect(&consumer).await;
+        }
         if !lost.is_empty() {
             self.find_place(&consumer, lost).await;
         }
@@ -324,6 +328,20 @@ impl Keeper {
         }
         member.dirty.notify_one();
         member.arrived.notify_one();
+    }
+
+    /// Looks whether a broker can be reached again.
+    async fn reconnect(&self, consumer: &Arc<Consumer>) {
+        let topic = self.member.topic_name.clone();
+        let asked = self.member.blocking(consumer, move |consumer| {
+            consumer.fetch_metadata(Some(&topic), AT_LEAST).map(drop)
+        });
+        if let Some(Ok(())) = asked.await {
+            let mut state = lock(&self.member.state);
+            state.down = false;
+            state.control.push_back(Event::Reconnected);
+            self.member.arrived.notify_one();
+        }
     }
 
     /// The topic was deleted, and its groups with it: makes both anew.

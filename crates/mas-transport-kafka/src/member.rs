@@ -70,6 +70,8 @@ pub(crate) struct State {
     pub(crate) lost_place: Vec<i32>,
     /// The topic may be gone.
     pub(crate) topic_gone: bool,
+    /// No broker could be reached.
+    pub(crate) down: bool,
 }
 
 impl std::fmt::Debug for State {
@@ -110,6 +112,7 @@ impl Member {
                 wants: true,
                 lost_place: Vec::new(),
                 topic_gone: false,
+                down: false,
             }),
             trouble: Arc::default(),
             arrived: Arc::default(),

@@ -193,7 +193,13 @@ pub(crate) async fn hand_over(
             record = record.payload(value);
         }
         loop {
-            match shared.producer().send(record) {
+            let Some(producer) = shared.producer() else {
+                record
+                    .delivery_opaque
+                    .refuse(KafkaError::MessageProduction(Code::DestroyBroker));
+                break;
+            };
+            match producer.send(record) {
                 Ok(()) => break,
                 Err((KafkaError::MessageProduction(Code::QueueFull), again))
                     if Instant::now() < deadline =>

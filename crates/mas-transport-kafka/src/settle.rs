@@ -187,6 +187,10 @@ pub(crate) async fn settle_here(
             match state.share.settle(now, token, &outcome) {
                 None => answers.push((at, Err(member.lost()))),
                 Some(Step::Lease(until)) => answers.push((at, Ok(Settled::Lease(until)))),
+                Some(Step::Done) => {
+                    fetches = true;
+                    answers.push((at, Ok(Settled::Done)));
+                }
                 Some(Step::Wait {
                     partition,
                     offset,
@@ -208,12 +212,12 @@ pub(crate) async fn settle_here(
     if fetches {
         member.arrived.notify_one();
     }
+    // A partition that waits for its last settlement may go.
+    member.events.notify_one();
     if waits.is_empty() {
         return answers;
     }
     member.dirty.notify_one();
-    // A partition that waits for its last settlement may go.
-    member.events.notify_one();
     let committed = call.answers(limit).await;
     for ((at, begun), outcome) in waits.into_iter().zip(committed) {
         let outcome = outcome.unwrap_or_else(|| {

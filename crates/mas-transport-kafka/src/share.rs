@@ -113,6 +113,8 @@ pub(crate) enum Step {
     },
     /// The lease lasts until then.
     Lease(Instant),
+    /// There is nothing that anybody would have to know.
+    Done,
 }
 
 /// What to commit of one partition.
@@ -418,8 +420,8 @@ impl<W> Share<W> {
                 self.leases.end(token)?;
                 // What was begun has to be taken back.
                 let begun = lease.counted && lease.past.made > 0;
-                self.come_back(now, &lease, lease.past, Duration::ZERO, begun)
-                    .map(wait)
+                let change = self.come_back(now, &lease, lease.past, Duration::ZERO, begun)?;
+                Some(if begun { wait(change) } else { Step::Done })
             }
             Outcome::Ack | Outcome::DeadLetter(_) | Outcome::Quarantine(_) => {
                 self.leases.end(token)?;

@@ -122,7 +122,11 @@ impl Topics {
         }
         let options = self.asker.options();
         let since = Instant::now();
-        let made = self.asker.admin().create_topics([&new], &options).await;
+        let made = self
+            .asker
+            .admin(operation)?
+            .create_topics([&new], &options)
+            .await;
         let made = made.map_err(|e| self.asker.explain(operation, since, e))?;
         for outcome in made {
             match outcome {
@@ -214,7 +218,11 @@ impl Topics {
         let which = [ResourceSpecifier::Topic(&name)];
         let options = self.asker.options();
         let since = Instant::now();
-        let asked = self.asker.admin().describe_configs(&which, &options).await;
+        let asked = self
+            .asker
+            .admin(operation)?
+            .describe_configs(&which, &options)
+            .await;
         let asked = asked.map_err(|e| self.asker.explain(operation, since, e))?;
         let found = asked.iter().flatten().find_map(|resource| {
             let entry = resource.get("min.insync.replicas")?;

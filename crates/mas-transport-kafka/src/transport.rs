@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -30,6 +31,9 @@ use crate::settle::KafkaSettle;
 use crate::topics::Topics;
 use crate::{error, info};
 
+/// How long the clients may take to close after the deadline.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// What the parts of a transport share.
 pub(crate) struct Shared {
     pub(crate) asker: Arc<Asker>,
@@ -41,7 +45,7 @@ pub(crate) struct Shared {
     pub(crate) line: Arc<tokio::sync::Mutex<()>>,
     /// Room for messages in flight.
     pub(crate) room: Arc<Semaphore>,
-    producer: RwLock<Arc<Producer>>,
+    producer: RwLock<Option<Arc<Producer>>>,
     members: Mutex<Vec<Weak<Member>>>,
     closed: CancellationToken,
 }
@@ -67,31 +71,55 @@ impl Shared {
         Ok(())
     }
 
-    /// The client that publishes: another one when the last one has broken for good.
-    pub(crate) fn producer(&self) -> Arc<Producer> {
-        let producer = self
-            .producer
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        if producer.client().fatal_error().is_none() || self.is_closed() {
-            return producer;
+    /// The client that publishes: another one when the last one has broken for good, none when this is
+    /// closed.
+    pub(crate) fn producer(&self) -> Option<Arc<Producer>> {
+        let producer = self.producer.read();
+        let producer = producer.unwrap_or_else(PoisonError::into_inner).clone()?;
+        if producer.client().fatal_error().is_none() {
+            return Some(producer);
         }
-        let mut current = self
-            .producer
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some((code, reason)) = current.client().fatal_error() {
+        let current = self.producer.write();
+        let mut current = current.unwrap_or_else(PoisonError::into_inner);
+        if let Some((code, reason)) = current.as_ref()?.client().fatal_error() {
             tracing::warn!(%code, reason, "the client that publishes is made anew");
             match make_producer(&self.asker.config) {
-                Ok(fresh) => {
-                    let broken = std::mem::replace(&mut *current, Arc::new(fresh));
-                    self.tasks.spawn_blocking(move || drop(broken));
-                }
+                Ok(fresh) => dispose(current.replace(Arc::new(fresh))),
                 Err(error) => tracing::warn!(%error, "the client that publishes cannot be made"),
             }
         }
         current.clone()
+    }
+
+    /// Lets the clients go.
+    fn dismiss(&self) -> impl Future<Output = ()> + Send + use<> {
+        let producer = self.producer.write();
+        let producer = producer.unwrap_or_else(PoisonError::into_inner).take();
+        let admin = self.asker.dismiss();
+        async move {
+            let gone = tokio::task::spawn_blocking(move || drop((producer, admin)));
+            let _ = gone.await;
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let producer = self.producer.get_mut();
+        let producer = producer.unwrap_or_else(PoisonError::into_inner).take();
+        if producer.is_some() {
+            dispose((producer, self.asker.dismiss()));
+        }
+    }
+}
+
+/// Drops clients, which blocks for a moment, on a thread that ends with it.
+fn dispose<T: Send + 'static>(clients: T) {
+    let spawned = std::thread::Builder::new()
+        .name("kafka closing".to_owned())
+        .spawn(move || drop(clients));
+    if let Err(error) = spawned {
+        tracing::debug!(%error, "clients were closed in place");
     }
 }
 
@@ -134,7 +162,7 @@ impl KafkaTransport {
             tasks: TaskTracker::new(),
             line: Arc::default(),
             room: Arc::new(Semaphore::new(config.max_in_flight)),
-            producer: RwLock::new(Arc::new(producer)),
+            producer: RwLock::new(Some(Arc::new(producer))),
             members: Mutex::default(),
             closed: CancellationToken::new(),
         });
@@ -220,6 +248,10 @@ impl Transport for KafkaTransport {
             .is_err()
         {
             tracing::debug!("tasks were still under way at the deadline");
+        }
+        let gone = self.shared.dismiss();
+        if tokio::time::timeout(GRACE, gone).await.is_err() {
+            tracing::debug!("the clients are still closing");
         }
         Ok(())
     }
