@@ -7,8 +7,12 @@
 )]
 
 mod config;
+mod native;
+mod security;
 
 pub use config::{Acks, Compression, GroupProtocol, KafkaConfig};
+pub use native::NativeRefused;
+pub use security::{Mechanism, SSL};
 
 /// What errors and capabilities call this backend.
 const BACKEND: &str = "kafka";
