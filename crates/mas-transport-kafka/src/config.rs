@@ -11,7 +11,7 @@ use mas_transport_core::{
 use rdkafka::ClientConfig;
 
 use crate::BACKEND;
-use crate::native::{self, NativeRefused};
+use crate::passed::{self, NativeRefused};
 use crate::security::{Mechanism, Security};
 
 /// When a broker confirms a message: [`KafkaConfig::acks`].
@@ -365,7 +365,7 @@ impl KafkaConfig {
     /// # Errors
     /// Why it is not passed through, and what to use instead.
     pub fn check_native(key: &str, value: &str) -> std::result::Result<(), NativeRefused> {
-        native::check(key, value)
+        passed::check(key, value)
     }
 
     /// The brokers, as `host:port` by comma.
@@ -433,7 +433,7 @@ impl KafkaConfig {
             return wrong("1 to 32,768 messages are in flight at most");
         }
         for (key, value) in &self.native {
-            if let Err(refused) = native::check(key, value) {
+            if let Err(refused) = passed::check(key, value) {
                 let why = format!("a setting of librdkafka is not passed through: {refused}");
                 let error = Error::invalid("connect", why).on(BACKEND);
                 return Err(error.with("setting", key.escape_debug()));
@@ -497,7 +497,14 @@ impl fmt::Debug for KafkaConfig {
             .field("min_insync_replicas", &self.min_insync)
             .field("retention", &self.retention)
             .field("acks", &self.acks)
+            .field("compression", &self.compression)
+            .field("client_id", &self.client_id)
             .field("group_protocol", &self.group_protocol)
+            .field("session_timeout", &self.session_timeout)
+            .field("max_message_bytes", &self.max_message_bytes)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("response_timeout", &self.response_timeout)
+            .field("auto_create", &self.auto_create)
             // The values may be secrets.
             .field("native", &self.native.keys())
             .finish_non_exhaustive()

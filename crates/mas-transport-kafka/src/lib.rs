@@ -7,11 +7,11 @@
 )]
 
 mod config;
-mod native;
+mod passed;
 mod security;
 
 pub use config::{Acks, Compression, GroupProtocol, KafkaConfig};
-pub use native::NativeRefused;
+pub use passed::NativeRefused;
 pub use security::{Mechanism, SSL};
 
 /// What errors and capabilities call this backend.

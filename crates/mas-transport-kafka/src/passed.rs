@@ -282,6 +282,81 @@ const RULES: &[Rule] = &[
     ),
 ];
 
+const LIST: &str = "CONFIGURATION.md of librdkafka 2.12.1 has the list";
+
+/// What is passed through. Together with the rules it is that list.
+const PASSED: &[&str] = &[
+    "message.copy.max.bytes",
+    "metadata.recovery.strategy",
+    "metadata.recovery.rebootstrap.trigger.ms",
+    "topic.metadata.refresh.interval.ms",
+    "metadata.max.age.ms",
+    "topic.metadata.refresh.fast.interval.ms",
+    "topic.metadata.refresh.fast.cnt",
+    "topic.metadata.refresh.sparse",
+    "topic.metadata.propagation.max.ms",
+    "debug",
+    "socket.timeout.ms",
+    "socket.blocking.max.ms",
+    "socket.send.buffer.bytes",
+    "socket.receive.buffer.bytes",
+    "socket.keepalive.enable",
+    "socket.nagle.disable",
+    "socket.max.fails",
+    "broker.address.ttl",
+    "broker.address.family",
+    "socket.connection.setup.timeout.ms",
+    "connections.max.idle.ms",
+    "reconnect.backoff.jitter.ms",
+    "reconnect.backoff.ms",
+    "reconnect.backoff.max.ms",
+    "statistics.interval.ms",
+    "log.thread.name",
+    "enable.random.seed",
+    "log.connection.close",
+    "group.remote.assignor",
+    "coordinator.query.interval.ms",
+    "queued.min.messages",
+    "queued.max.messages.kbytes",
+    "fetch.wait.max.ms",
+    "fetch.queue.backoff.ms",
+    "max.partition.fetch.bytes",
+    "fetch.max.bytes",
+    "fetch.min.bytes",
+    "fetch.error.backoff.ms",
+    "check.crcs",
+    "client.rack",
+    "queue.buffering.max.kbytes",
+    "linger.ms",
+    "retry.backoff.ms",
+    "retry.backoff.max.ms",
+    "queue.buffering.backpressure.threshold",
+    "batch.num.messages",
+    "batch.size",
+    "sticky.partitioning.linger.ms",
+    "client.dns.lookup",
+    "enable.metrics.push",
+    "request.timeout.ms",
+    "compression.level",
+    "ssl.cipher.suites",
+    "ssl.curves.list",
+    "ssl.sigalgs.list",
+    "ssl.key.password",
+    "ssl.crl.location",
+    "ssl.providers",
+    "ssl.engine.location",
+    "ssl.engine.id",
+];
+
+/// What may have been meant: two letters apart at most.
+fn nearest(key: &str) -> Option<&'static str> {
+    let near = PASSED
+        .iter()
+        .map(|known| (strsim::osa_distance(key, known), *known));
+    let near = near.filter(|(edits, _)| *edits <= 2);
+    near.min_by_key(|(edits, _)| *edits).map(|(_, known)| known)
+}
+
 fn matches(pattern: &str, key: &str) -> bool {
     match (pattern.strip_suffix('*'), pattern.strip_prefix('*')) {
         (Some(begin), _) => key.starts_with(begin),
@@ -302,7 +377,7 @@ pub(crate) fn check(key: &str, value: &str) -> Result<(), NativeRefused> {
         });
     }
     let refused = |why: Cow<'static, str>| {
-        let instead = "CONFIGURATION.md of librdkafka 2.12.1 has the list".into();
+        let instead = LIST.into();
         Err(NativeRefused { why, instead })
     };
     let mut alone = ClientConfig::new();
@@ -310,7 +385,12 @@ pub(crate) fn check(key: &str, value: &str) -> Result<(), NativeRefused> {
     match alone.set(key, value).create_native_config() {
         Ok(_) => Ok(()),
         Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
-            refused("librdkafka has no such setting".into())
+            let instead = match nearest(key) {
+                Some(near) => format!("did you mean {near}?").into(),
+                None => LIST.into(),
+            };
+            let why = "librdkafka has no such setting".into();
+            Err(NativeRefused { why, instead })
         }
         Err(KafkaError::ClientConfig(_, told, ..)) if told.contains("not supported in this") => {
             refused("this build of librdkafka does not support it".into())
@@ -324,148 +404,4 @@ pub(crate) fn check(key: &str, value: &str) -> Result<(), NativeRefused> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// All that is passed through, each with a value that librdkafka takes. Together with the rules
-    /// it is the list of CONFIGURATION.md.
-    const PASSED: &[(&str, &str)] = &[
-        ("message.copy.max.bytes", "65535"),
-        ("metadata.recovery.strategy", "none"),
-        ("metadata.recovery.rebootstrap.trigger.ms", "1000"),
-        ("topic.metadata.refresh.interval.ms", "1000"),
-        ("metadata.max.age.ms", "1000"),
-        ("topic.metadata.refresh.fast.interval.ms", "100"),
-        ("topic.metadata.refresh.fast.cnt", "10"),
-        ("topic.metadata.refresh.sparse", "true"),
-        ("topic.metadata.propagation.max.ms", "1000"),
-        ("debug", "broker,security"),
-        ("socket.timeout.ms", "1000"),
-        ("socket.blocking.max.ms", "100"),
-        ("socket.send.buffer.bytes", "65536"),
-        ("socket.receive.buffer.bytes", "65536"),
-        ("socket.keepalive.enable", "true"),
-        ("socket.nagle.disable", "true"),
-        ("socket.max.fails", "2"),
-        ("broker.address.ttl", "500"),
-        ("broker.address.family", "v4"),
-        ("socket.connection.setup.timeout.ms", "1000"),
-        ("connections.max.idle.ms", "60000"),
-        ("reconnect.backoff.jitter.ms", "0"),
-        ("reconnect.backoff.ms", "50"),
-        ("reconnect.backoff.max.ms", "1000"),
-        ("statistics.interval.ms", "1000"),
-        ("log.thread.name", "false"),
-        ("enable.random.seed", "true"),
-        ("log.connection.close", "false"),
-        ("group.remote.assignor", "uniform"),
-        ("coordinator.query.interval.ms", "1000"),
-        ("queued.min.messages", "1000"),
-        ("queued.max.messages.kbytes", "1024"),
-        ("fetch.wait.max.ms", "100"),
-        ("fetch.queue.backoff.ms", "100"),
-        ("max.partition.fetch.bytes", "65536"),
-        ("fetch.max.bytes", "1048576"),
-        ("fetch.min.bytes", "1"),
-        ("fetch.error.backoff.ms", "100"),
-        ("check.crcs", "true"),
-        ("client.rack", "a"),
-        ("queue.buffering.max.kbytes", "1024"),
-        ("linger.ms", "2"),
-        ("retry.backoff.ms", "50"),
-        ("retry.backoff.max.ms", "500"),
-        ("queue.buffering.backpressure.threshold", "2"),
-        ("batch.num.messages", "1000"),
-        ("batch.size", "65536"),
-        ("sticky.partitioning.linger.ms", "10"),
-        ("client.dns.lookup", "use_all_dns_ips"),
-        ("enable.metrics.push", "false"),
-        ("request.timeout.ms", "1000"),
-        ("compression.level", "3"),
-    ];
-
-    /// Those that a build with TLS passes through.
-    const WITH_TLS: &[(&str, &str)] = &[
-        ("ssl.cipher.suites", "ECDHE-RSA-AES256-GCM-SHA384"),
-        ("ssl.curves.list", "X25519"),
-        ("ssl.sigalgs.list", "RSA+SHA256"),
-        ("ssl.key.password", "hush-hush"),
-        ("ssl.crl.location", "/etc/crl.pem"),
-        ("ssl.providers", "default"),
-        ("ssl.engine.location", "/engine.so"),
-        ("ssl.engine.id", "dynamic"),
-    ];
-
-    #[test]
-    fn what_breaks_no_promise_is_passed_through() {
-        for (key, value) in PASSED {
-            assert_eq!(check(key, value), Ok(()), "{key}");
-        }
-        for (key, value) in WITH_TLS {
-            let checked = check(key, value);
-            match cfg!(feature = "ssl") {
-                true => assert_eq!(checked, Ok(()), "{key}"),
-                false => assert!(checked.unwrap_err().why().contains("this build"), "{key}"),
-            }
-        }
-    }
-
-    #[test]
-    fn what_breaks_the_contract_is_refused_with_what_to_use() {
-        for (key, value, instead) in [
-            ("enable.auto.commit", "true", "leave it out"),
-            ("offset.store.method", "broker", "leave it out"),
-            ("auto.offset.reset", "latest", "Subscription::start_from"),
-            ("acks", "0", "KAFKA_ACKS"),
-            ("group.id", "a", "KAFKA_GROUP_ID"),
-            ("message.timeout.ms", "1", "PUBLISH_TIMEOUT"),
-            (
-                "enable.ssl.certificate.verification",
-                "false",
-                "KAFKA_TLS_CA",
-            ),
-            ("sasl.kerberos.kinit.cmd", "rm", "PLAIN"),
-            ("rebalance_cb", "x", "leave it out"),
-            ("test.mock.num.brokers", "3", "memory backend"),
-        ] {
-            let refused = check(key, value).unwrap_err();
-            assert!(refused.instead().contains(instead), "{key}: {refused}");
-            assert!(!refused.why().is_empty());
-        }
-    }
-
-    #[test]
-    fn each_rule_is_about_settings_that_there_are() {
-        // Patterns, and what only another build has, are of no use to the question.
-        let plain = RULES.iter().flat_map(|(keys, ..)| keys.iter());
-        for key in plain.filter(|key| !key.contains('*')) {
-            let mut alone = ClientConfig::new();
-            let told = alone.set(*key, "1").create_native_config();
-            let unknown = matches!(
-                told,
-                Err(KafkaError::ClientConfig(
-                    RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN,
-                    ..
-                ))
-            );
-            assert!(!unknown, "{key}");
-            let passed = PASSED.iter().chain(WITH_TLS);
-            assert!(passed.clone().all(|(passed, _)| passed != key), "{key}");
-        }
-    }
-
-    #[test]
-    fn what_librdkafka_does_not_take_is_told_without_the_value() {
-        for (key, value, why) in [
-            ("linger.sm", "hush", "no such setting"),
-            ("linger.ms", "9000000", "a number in 0..900000"),
-            ("client.dns.lookup", "hush", "does not take this value"),
-            ("check.crcs", "hush", "does not take this value"),
-            ("client.rack", "a\0b", "does not take this value"),
-        ] {
-            let refused = check(key, value).unwrap_err();
-            assert!(refused.why().contains(why), "{key}: {refused}");
-            assert!(!refused.to_string().contains("hush"), "{refused}");
-        }
-    }
-}
+mod tests;
