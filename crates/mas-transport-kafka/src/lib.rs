@@ -6,13 +6,36 @@
     clippy::indexing_slicing
 )]
 
+mod admin;
+mod bury;
+mod client;
+mod commit;
 mod config;
+mod consumer;
+mod error;
+mod fetch;
+mod health;
+mod info;
+mod keeper;
+mod keys;
+mod mark;
+mod member;
+mod native;
 mod passed;
+mod publish;
+mod record;
 mod security;
+mod settle;
+mod share;
+mod topics;
+mod tracker;
+mod transport;
 
 pub use config::{Acks, Compression, GroupProtocol, KafkaConfig};
+pub use native::KafkaNative;
 pub use passed::NativeRefused;
 pub use security::{Mechanism, SSL};
+pub use transport::KafkaTransport;
 
 /// What errors and capabilities call this backend.
 const BACKEND: &str = "kafka";

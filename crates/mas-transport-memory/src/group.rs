@@ -6,10 +6,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
+use mas_transport_core::backend::TimedLeases;
 use mas_transport_core::{Lag, Outcome, Position, Settled, StartFrom, Token, Want};
 use tokio::time::Instant;
 
-use crate::leases::{Lease, Leases, MemberId};
+use crate::leases::{Lease, MemberId};
 use crate::rebalance::Member;
 use crate::store::{Body, Store};
 
@@ -66,7 +67,7 @@ pub(crate) struct Taken {
 
 #[derive(Debug)]
 pub(crate) struct Group {
-    pub(crate) leases: Leases,
+    pub(crate) leases: TimedLeases<Lease>,
     pub(crate) lanes: Vec<Lane>,
     pub(crate) members: BTreeMap<MemberId, Member>,
     /// Lanes have owners.
@@ -110,7 +111,7 @@ impl Group {
             held: 0,
         });
         Self {
-            leases: Leases::new(lease),
+            leases: TimedLeases::new(lease),
             lanes: lanes.collect(),
             members: BTreeMap::new(),
             partitioned: partitioned.is_some(),
@@ -293,7 +294,9 @@ impl Group {
             room.messages -= 1;
             room.bytes = room.bytes.saturating_sub(bytes as usize);
             let at = index as u32;
-            let (token, deadline) = self.leases.grant(now, (at, offset), member, past);
+            let (token, deadline) = self
+                .leases
+                .grant(now, Lease::new((at, offset), member, past));
             out.push(Taken {
                 token,
                 body: body.clone(),
@@ -327,7 +330,9 @@ impl Group {
         let lane = self.held(member, token)?.lane;
         if let Outcome::Begin | Outcome::Extend = outcome {
             let begun = matches!(outcome, Outcome::Begin);
-            let deadline = self.leases.renew(now, token, begun)?;
+            let deadline = self
+                .leases
+                .renew(now, token, |lease| lease.counted |= begun)?;
             // A partition that is to move ends the lease earlier.
             let leaving = self.lanes.get(lane as usize).and_then(|l| l.leaving);
             return earliest(Some(deadline), leaving).map(Settled::Lease);

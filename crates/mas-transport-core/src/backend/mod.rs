@@ -5,9 +5,11 @@
 mod inbox;
 mod leases;
 mod persist;
+mod timed;
 
 pub use inbox::{Inbox, Waiter};
 pub use leases::{Lease, Leases};
 pub use persist::{Wait, persist, persist_each};
+pub use timed::TimedLeases;
 
 pub use crate::coalesce::lock;

@@ -1,0 +1,107 @@
+//! Commits: one at a time, always of the latest state, so that whatever was settled while one was under
+//! way goes with the next.
+
+use std::sync::Arc;
+
+use mas_transport_core::ErrorKind;
+use mas_transport_core::backend::{Wait, lock};
+use tokio::time::{Instant, sleep};
+
+use crate::consumer;
+use crate::error;
+use crate::member::Member;
+use crate::settle::Place;
+
+/// What a commit came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// There was nothing to commit, or it was taken.
+    Yes,
+    /// Not now.
+    Later,
+    /// The partitions belong to others.
+    Fenced,
+}
+
+/// Commits whenever there is something to commit, until the member is closed.
+pub(crate) async fn run(member: Arc<Member>) {
+    let mut wait = Wait::new();
+    loop {
+        tokio::select! {
+            () = member.dirty.notified() => {}
+            () = member.closed.cancelled() => return,
+        }
+        loop {
+            match commit(&member, None).await {
+                Done::Yes => {
+                    wait = Wait::new();
+                    break;
+                }
+                // The client tells the keeper.
+                Done::Fenced => break,
+                Done::Later => {
+                    let wait = sleep(wait.next());
+                    tokio::select! {
+                        () = wait => {}
+                        () = member.closed.cancelled() => return,
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Commits what there is to commit; of partitions that are given up, that they are.
+pub(crate) async fn commit(member: &Arc<Member>, giving_up: Option<&[i32]>) -> Done {
+    let _one = member.committing.lock().await;
+    let (consumer, commits) = {
+        let state = lock(&member.state);
+        let commits = state.share.commits(giving_up);
+        match &state.consumer {
+            Some(consumer) if !commits.is_empty() => (consumer.clone(), commits),
+            _ => return Done::Yes,
+        }
+    };
+    let entries: Vec<_> = commits
+        .iter()
+        .map(|c| {
+            (
+                c.partition,
+                c.snapshot.position,
+                c.snapshot.metadata.clone(),
+            )
+        })
+        .collect();
+    let topic = member.topic_name.clone();
+    let since = Instant::now();
+    let done = member.blocking(&consumer, move |consumer| {
+        consumer::commit(consumer, &topic, &entries)
+    });
+    match done.await {
+        Some(Ok(())) => {}
+        Some(Err(told)) => {
+            let fenced = error::code(&told).is_some_and(error::is_fenced);
+            let error = member.told("settle", since, told);
+            tracing::debug!(%error, "a commit was not taken");
+            if error.kind() == ErrorKind::Unauthorized {
+                lock(&member.state).error = Some(error);
+                member.arrived.notify_one();
+            }
+            return if fenced { Done::Fenced } else { Done::Later };
+        }
+        None => return Done::Fenced,
+    }
+    let done: Vec<Place> = {
+        let mut state = lock(&member.state);
+        commits
+            .iter()
+            .flat_map(|commit| state.share.committed(commit))
+            .collect()
+    };
+    for place in done {
+        place.done(Ok(()));
+    }
+    // What was read may be handed out now.
+    member.arrived.notify_one();
+    Done::Yes
+}

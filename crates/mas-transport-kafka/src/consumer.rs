@@ -1,0 +1,234 @@
+//! The client of one member, and what it is told of its partitions.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mas_transport_core::backend::lock;
+use rdkafka::ClientContext;
+use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{
+    BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol,
+};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
+use tokio::sync::Notify;
+
+use crate::client::Trouble;
+use crate::config::{GroupProtocol, KafkaConfig};
+
+/// The client of a member.
+pub(crate) type Consumer = BaseConsumer<Watch>;
+/// What was read of one partition.
+pub(crate) type Queue = PartitionQueue<Watch>;
+
+/// Partitions that come or go.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Assigned(Vec<i32>),
+    Revoked(Vec<i32>),
+}
+
+/// Hears of partitions that come and go. Nothing is done about it here: the client waits until it is
+/// told that they are taken or given up, and goes on meanwhile.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    trouble: Arc<Trouble>,
+    changes: Mutex<VecDeque<Change>>,
+    closing: AtomicBool,
+}
+
+impl Watch {
+    pub(crate) fn new(trouble: Arc<Trouble>) -> Self {
+        Self {
+            trouble,
+            changes: Mutex::default(),
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn next_change(&self) -> Option<Change> {
+        lock(&self.changes).pop_front()
+    }
+
+    /// From now on partitions are given up as soon as that is asked.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+}
+
+impl ClientContext for Watch {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.trouble.told(&error, reason);
+    }
+}
+
+impl ConsumerContext for Watch {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        told: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let assigned = told == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let numbers = || {
+            partitions
+                .elements()
+                .iter()
+                .map(|e| e.partition())
+                .collect()
+        };
+        tracing::debug!(
+            assigned,
+            partitions = partitions.count(),
+            "partitions change hands"
+        );
+        if !self.closing.load(Ordering::Acquire) {
+            lock(&self.changes).push_back(match assigned {
+                true => Change::Assigned(numbers()),
+                false => Change::Revoked(numbers()),
+            });
+            return;
+        }
+        let cooperative = matches!(
+            consumer.rebalance_protocol(),
+            RebalanceProtocol::Cooperative
+        );
+        let done = match (assigned, cooperative) {
+            // Nothing is taken any more.
+            (true, true) => consumer.incremental_assign(&TopicPartitionList::new()),
+            (false, true) => consumer.incremental_unassign(partitions),
+            (_, false) => consumer.unassign(),
+        };
+        if let Err(error) = done {
+            tracing::debug!(%error, "partitions could not be given up");
+        }
+    }
+}
+
+/// Makes the client of a member. `events` is rung when it has something to tell.
+pub(crate) fn make(
+    config: &KafkaConfig,
+    group: &str,
+    trouble: Arc<Trouble>,
+    events: Arc<Notify>,
+) -> KafkaResult<Arc<Consumer>> {
+    let mut client = config.client();
+    let heartbeat =
+        (config.session_timeout / 12).clamp(Duration::from_millis(100), Duration::from_secs(1));
+    client
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // Where a group stands is ours to know; what it cannot find is told as a gap.
+        .set("auto.offset.reset", "error")
+        .set("allow.auto.create.topics", "false")
+        .set("isolation.level", "read_committed")
+        // A consumer that reads slowly would wait a second for more, by default.
+        .set("fetch.queue.backoff.ms", "5")
+        .set("fetch.wait.max.ms", "500")
+        .set("queued.min.messages", "10000")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "1000");
+    match config.group_protocol {
+        GroupProtocol::Classic => client
+            .set("group.protocol", "classic")
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set(
+                "session.timeout.ms",
+                config.session_timeout.as_millis().to_string(),
+            )
+            .set("heartbeat.interval.ms", heartbeat.as_millis().to_string()),
+        GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
+    };
+    let mut consumer = Consumer::from_config_and_context(&client, Watch::new(trouble))?;
+    consumer.set_nonempty_callback(move || events.notify_one());
+    Ok(Arc::new(consumer))
+}
+
+/// Where a group stands in a partition.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    pub(crate) partition: i32,
+    /// The committed offset, and what was committed with it.
+    pub(crate) committed: Option<(u64, String)>,
+    /// The first offset that is kept, and the one after the last.
+    pub(crate) low: u64,
+    pub(crate) high: u64,
+}
+
+/// Asks where a group stands. Blocks.
+pub(crate) fn standings(
+    consumer: &Consumer,
+    topic: &str,
+    partitions: &[i32],
+    within: Duration,
+) -> KafkaResult<Vec<Standing>> {
+    let mut asked = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        asked.add_partition(topic, *partition);
+    }
+    let committed = consumer.committed_offsets(asked, within)?;
+    let mut standings = Vec::with_capacity(partitions.len());
+    for element in committed.elements() {
+        if let Err(error) = element.error() {
+            return Err(error);
+        }
+        let offset = element.offset();
+        let committed = match offset {
+            Offset::Offset(offset) => {
+                // The client unwraps it as UTF-8. What another program wrote there is none of ours.
+                let metadata = catch_unwind(AssertUnwindSafe(|| element.metadata().to_owned()));
+                let metadata = metadata.unwrap_or_default();
+                Some((u64::try_from(offset).unwrap_or_default(), metadata))
+            }
+            _ => None,
+        };
+        let (low, high) = consumer.fetch_watermarks(topic, element.partition(), within)?;
+        standings.push(Standing {
+            partition: element.partition(),
+            committed,
+            low: u64::try_from(low).unwrap_or_default(),
+            high: u64::try_from(high).unwrap_or_default(),
+        });
+    }
+    Ok(standings)
+}
+
+/// What to commit of a partition: its number, the offset, and what goes with it.
+pub(crate) type Entry = (i32, u64, String);
+
+/// Commits, and waits until the broker has it. Blocks.
+pub(crate) fn commit(consumer: &Consumer, topic: &str, entries: &[Entry]) -> KafkaResult<()> {
+    let mut list = TopicPartitionList::with_capacity(entries.len());
+    for (partition, offset, metadata) in entries {
+        let mut element = list.add_partition(topic, *partition);
+        element.set_offset(Offset::Offset(i64::try_from(*offset).unwrap_or(i64::MAX)))?;
+        element.set_metadata(metadata);
+    }
+    match consumer.commit(&list, CommitMode::Sync) {
+        // There was nothing to do.
+        Err(KafkaError::ConsumerCommit(Code::NoOffset)) => Ok(()),
+        done => done,
+    }
+}
+
+/// The list of partitions to begin to read, and where.
+pub(crate) fn list(
+    topic: &str,
+    partitions: &[(i32, Option<u64>)],
+) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for (partition, offset) in partitions {
+        let mut element = list.add_partition(topic, *partition);
+        if let Some(offset) = offset {
+            element.set_offset(Offset::Offset(i64::try_from(*offset).unwrap_or(i64::MAX)))?;
+        }
+    }
+    Ok(list)
+}

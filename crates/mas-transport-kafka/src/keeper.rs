@@ -1,0 +1,461 @@
+//! What has to be done for a member beside reading and committing: partitions that come and go, logs
+//! that are not where they were, topics that are gone, and the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mas_transport_core::backend::{Wait, lock};
+use mas_transport_core::{ErrorKind, Event, StartFrom};
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message as _;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::commit::{Done, commit};
+use crate::consumer::{Change, Consumer, Standing, list};
+use crate::fetch;
+use crate::mark::Mark;
+use crate::member::{Member, State, now};
+use crate::record::Raw;
+use crate::tracker::Tracker;
+
+/// How long the keeper waits at most before it asks the client whether there is anything: a wake-up of
+/// the client may be lost (rdkafka issue 665).
+const AT_LEAST: Duration = Duration::from_millis(500);
+
+/// Partitions that are to be given up, and by when.
+#[derive(Debug)]
+struct Leaving {
+    partitions: Vec<i32>,
+    until: Instant,
+}
+
+/// Looks after a member until it is closed.
+pub(crate) async fn run(member: Arc<Member>) {
+    let mut keeper = Keeper {
+        member,
+        leaving: Vec::new(),
+        subscribed: true,
+    };
+    while !keeper.member.closing.is_cancelled() {
+        keeper.serve().await;
+        let until = keeper.leaving.iter().map(|l| l.until).min();
+        let until = until
+            .unwrap_or_else(|| Instant::now() + AT_LEAST)
+            .min(Instant::now() + AT_LEAST);
+        tokio::select! {
+            () = keeper.member.events.notified() => {}
+            () = sleep_until(until) => {}
+        }
+    }
+    keeper.end().await;
+}
+
+struct Keeper {
+    member: Arc<Member>,
+    leaving: Vec<Leaving>,
+    /// It takes part in its group.
+    subscribed: bool,
+}
+
+impl Keeper {
+    fn consumer(&self) -> Option<Arc<Consumer>> {
+        lock(&self.member.state).consumer.clone()
+    }
+
+    /// Does what is to be done now.
+    async fn serve(&mut self) {
+        let Some(consumer) = self.consumer() else {
+            return;
+        };
+        self.listen(&consumer);
+        while let Some(change) = consumer.context().next_change() {
+            match change {
+                Change::Assigned(partitions) => self.take_over(&consumer, partitions).await,
+                Change::Revoked(partitions) => self.revoke(&consumer, partitions),
+            }
+        }
+        self.give_up(&consumer).await;
+        self.take_part(&consumer);
+        let (lost, gone) = {
+            let mut state = lock(&self.member.state);
+            (
+                std::mem::take(&mut state.lost_place),
+                std::mem::take(&mut state.topic_gone),
+            )
+        };
+        if !lost.is_empty() {
+            self.find_place(&consumer, lost).await;
+        }
+        if gone {
+            self.begin_anew().await;
+        }
+    }
+
+    /// Hears what the client has to tell.
+    fn listen(&self, consumer: &Consumer) {
+        while let Some(told) = consumer.poll(Duration::ZERO) {
+            match told {
+                // It was on its way when its partition got a queue of its own.
+                Ok(record) => {
+                    let (partition, offset) = (record.partition(), record.offset());
+                    let raw = Raw::of(&record);
+                    let mut state = lock(&self.member.state);
+                    let offset = u64::try_from(offset).unwrap_or_default();
+                    state.share.arrived(now(), partition, offset, raw);
+                    self.member.arrived.notify_one();
+                }
+                Err(told) => fetch::trouble(&self.member, None, told),
+            }
+        }
+    }
+
+    /// Partitions are this member's: takes them over as their last owner left them.
+    async fn take_over(&mut self, consumer: &Arc<Consumer>, partitions: Vec<i32>) {
+        let member = self.member.clone();
+        let mut wait = Wait::new();
+        let standings = loop {
+            let asked = member
+                .standings("fetch", consumer, partitions.clone())
+                .await;
+            match asked {
+                Ok(standings) => break standings,
+                Err(error) => {
+                    tracing::debug!(%error, "where the group stands is asked again");
+                    if error.kind() == ErrorKind::Unauthorized {
+                        lock(&member.state).error = Some(error);
+                        member.arrived.notify_one();
+                    }
+                }
+            }
+            tokio::select! {
+                () = sleep(wait.next()) => {}
+                () = member.closing.cancelled() => return,
+            }
+        };
+        let mut from = Vec::with_capacity(standings.len());
+        {
+            let mut state = lock(&member.state);
+            for standing in &standings {
+                let tracker = self.restore(&mut state, standing);
+                from.push((standing.partition, Some(tracker.next())));
+                state.share.own(standing.partition, tracker);
+            }
+        }
+        for (partition, _) in &from {
+            if let Some(mut queue) = consumer.split_partition_queue(&member.topic_name, *partition)
+            {
+                let arrived = member.arrived.clone();
+                queue.set_nonempty_callback(move || arrived.notify_one());
+                lock(&member.state)
+                    .queues
+                    .push((*partition, Arc::new(queue)));
+            }
+        }
+        let assigned =
+            list(&member.topic_name, &from).and_then(|l| consumer.incremental_assign(&l));
+        if let Err(told) = assigned {
+            // It was taken away meanwhile, which the client tells next.
+            tracing::debug!(error = %told, "partitions could not be taken over");
+        }
+        member.dirty.notify_one();
+        member.arrived.notify_one();
+    }
+
+    /// What is known of a partition that is taken over.
+    fn restore<T>(&self, state: &mut State, standing: &Standing) -> Tracker<T> {
+        let (low, high) = (standing.low, standing.high);
+        let Some((position, metadata)) = &standing.committed else {
+            return Tracker::restored(low, None, high);
+        };
+        if *position > high {
+            self.member.gap(state, BEFORE, None);
+            return Tracker::restored(low, None, high);
+        }
+        // What nobody can read was refused when the group was joined.
+        let mark = Mark::decode(metadata).ok().flatten();
+        let mut tracker = Tracker::restored(*position, mark.as_ref(), high);
+        if *position < low {
+            let lost = tracker.skip_to(low);
+            if lost > 0 {
+                self.member.gap(state, TRIMMED, Some(lost));
+            }
+        }
+        tracker
+    }
+
+    /// Partitions are to be somebody else's.
+    fn revoke(&mut self, consumer: &Consumer, partitions: Vec<i32>) {
+        let member = &self.member;
+        if consumer.assignment_lost() {
+            tracing::debug!(topic = %member.topic, "the group went on without this member");
+            return self.release(consumer, &partitions);
+        }
+        let until = Instant::now() + member.shared.asker.config.revocation_notice;
+        let mut state = lock(&member.state);
+        let mut tokens = Vec::new();
+        for partition in &partitions {
+            tokens.extend(state.share.leave(*partition, until));
+        }
+        if !tokens.is_empty() {
+            state.control.push_back(Event::Revoking { tokens, until });
+            member.arrived.notify_one();
+        }
+        self.leaving.push(Leaving { partitions, until });
+    }
+
+    /// Gives up what is free to be given up, or has to be.
+    async fn give_up(&mut self, consumer: &Arc<Consumer>) {
+        for leaving in std::mem::take(&mut self.leaving) {
+            let over = Instant::now() >= leaving.until || consumer.assignment_lost();
+            {
+                let mut state = lock(&self.member.state);
+                let free = leaving.partitions.iter().all(|p| state.share.is_free(*p));
+                if !free && !over {
+                    self.leaving.push(leaving);
+                    continue;
+                }
+                let mut tokens = Vec::new();
+                for partition in &leaving.partitions {
+                    tokens.extend(state.share.take_back(*partition, now()));
+                }
+                if !tokens.is_empty() {
+                    state.share.lapsed = true;
+                    state.control.push_back(Event::Revoked(tokens));
+                    self.member.arrived.notify_one();
+                }
+            }
+            // Whoever has them next begins where this ends.
+            let mut wait = Wait::new();
+            while !consumer.assignment_lost()
+                && commit(&self.member, Some(&leaving.partitions)).await == Done::Later
+                && Instant::now() < leaving.until + self.member.shared.asker.config.response_timeout
+            {
+                sleep(wait.next()).await;
+            }
+            self.release(consumer, &leaving.partitions);
+        }
+    }
+
+    /// Partitions are gone.
+    fn release(&mut self, consumer: &Consumer, partitions: &[i32]) {
+        forget(&self.member, partitions);
+        self.leaving
+            .retain(|l| !l.partitions.iter().any(|p| partitions.contains(p)));
+        let each: Vec<_> = partitions.iter().map(|p| (*p, None)).collect();
+        let given =
+            list(&self.member.topic_name, &each).and_then(|l| consumer.incremental_unassign(&l));
+        if let Err(told) = given {
+            tracing::debug!(error = %told, "partitions could not be given up");
+        }
+    }
+
+    /// A member whose handlers hang past their leases, and which takes nothing more, gives up its share
+    /// until it does.
+    fn take_part(&mut self, consumer: &Consumer) {
+        let hangs = {
+            let state = lock(&self.member.state);
+            state.share.lapsed && !state.wants
+        };
+        if hangs && self.subscribed {
+            tracing::debug!(topic = %self.member.topic, "the handlers hang: this member leaves its group");
+            self.subscribed = false;
+            consumer.unsubscribe();
+        } else if !hangs && !self.subscribed {
+            match consumer.subscribe(&[&self.member.topic_name]) {
+                Ok(()) => self.subscribed = true,
+                Err(error) => tracing::debug!(%error, "joining again is tried later"),
+            }
+        }
+    }
+
+    /// The log of partitions does not hold what was to be read next.
+    async fn find_place(&mut self, consumer: &Arc<Consumer>, partitions: Vec<i32>) {
+        let member = self.member.clone();
+        let asked = member
+            .standings("fetch", consumer, partitions.clone())
+            .await;
+        let Ok(standings) = asked else {
+            // Asked again with the next round.
+            lock(&member.state).lost_place.extend(partitions);
+            return;
+        };
+        for standing in standings {
+            let from = {
+                let mut state = lock(&member.state);
+                let Some(next) = state.share.next(standing.partition) else {
+                    continue;
+                };
+                if next < standing.low {
+                    let lost = state.share.skip_to(standing.partition, standing.low);
+                    if lost > 0 {
+                        member.gap(&mut state, TRIMMED, Some(lost));
+                    }
+                    standing.low
+                } else if next > standing.high {
+                    // Another log: what is held of the old one means nothing there.
+                    member.gap(&mut state, BEFORE, None);
+                    let (tokens, places) = state.share.release(standing.partition);
+                    if !tokens.is_empty() {
+                        state.control.push_back(Event::Revoked(tokens));
+                    }
+                    for place in places {
+                        place.done(Err(member.moved()));
+                    }
+                    let tracker = Tracker::restored(standing.low, None, standing.high);
+                    state.share.own(standing.partition, tracker);
+                    standing.low
+                } else {
+                    next
+                }
+            };
+            let topic = member.topic_name.clone();
+            let moved = member.blocking(consumer, move |consumer| {
+                consumer.seek(
+                    &topic,
+                    standing.partition,
+                    rdkafka::Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX)),
+                    Duration::from_secs(1),
+                )
+            });
+            if let Some(Err(error)) = moved.await {
+                tracing::debug!(%error, "reading on elsewhere is tried again");
+                lock(&member.state).lost_place.push(standing.partition);
+            }
+        }
+        member.dirty.notify_one();
+        member.arrived.notify_one();
+    }
+
+    /// The topic was deleted, and its groups with it: makes both anew.
+    async fn begin_anew(&mut self) {
+        let member = self.member.clone();
+        let topics = &member.shared.topics;
+        topics.forget(&member.topic);
+        match topics.find("fetch", &member.topic).await {
+            // It is there, or nobody knows.
+            Ok(Some(_)) => return,
+            Err(_) => {
+                lock(&member.state).topic_gone = true;
+                return;
+            }
+            Ok(None) => {}
+        }
+        let owned = {
+            let mut state = lock(&member.state);
+            member.gap(&mut state, DELETED, None);
+            state.share.partitions()
+        };
+        forget(&member, &owned);
+        self.leaving.clear();
+        member.dismiss().await;
+        let mut wait = Wait::new();
+        while let Err(error) = member.join("fetch", StartFrom::Earliest).await {
+            member.dismiss().await;
+            tracing::debug!(%error, "the topic is made again later");
+            if !error.is_retryable() {
+                lock(&member.state).error = Some(error);
+                member.arrived.notify_one();
+            }
+            tokio::select! {
+                () = sleep(wait.next()) => {}
+                () = member.closing.cancelled() => return,
+            }
+        }
+        self.subscribed = true;
+    }
+
+    /// Waits until nothing is held, commits that everything is given up, and lets the client go.
+    async fn end(mut self) {
+        let member = self.member.clone();
+        loop {
+            {
+                let mut state = lock(&member.state);
+                state.share.advance(now());
+                if state.share.live() == 0 {
+                    break;
+                }
+            }
+            if let Some(consumer) = self.consumer() {
+                // The client is not to think that nobody is there any more.
+                self.listen(&consumer);
+                while let Some(change) = consumer.context().next_change() {
+                    match change {
+                        Change::Assigned(_) => {}
+                        Change::Revoked(partitions) => self.revoke(&consumer, partitions),
+                    }
+                }
+                self.give_up(&consumer).await;
+            }
+            let soon = Instant::now() + AT_LEAST;
+            let next = lock(&member.state)
+                .share
+                .next_due()
+                .map_or(soon, |at| at.min(soon));
+            tokio::select! {
+                () = member.events.notified() => {}
+                () = sleep_until(next) => {}
+                () = member.force.cancelled() => {
+                    lock(&member.state).share.return_all(now());
+                    break;
+                }
+            }
+        }
+        let owned = lock(&member.state).share.partitions();
+        let limit = Instant::now() + member.shared.asker.config.response_timeout;
+        let mut wait = Wait::new();
+        let leaving = async {
+            while !owned.is_empty()
+                && commit(&member, Some(&owned)).await == Done::Later
+                && Instant::now() < limit
+            {
+                sleep(wait.next()).await;
+            }
+        };
+        tokio::select! {
+            () = leaving => {}
+            () = async {
+                member.force.cancelled().await;
+                sleep(AT_LEAST).await;
+            } => {}
+        }
+        forget(&member, &owned);
+        member.dismiss().await;
+        member.closed.cancel();
+    }
+}
+
+const TRIMMED: &str = "entries were deleted or trimmed before this group had settled them";
+const BEFORE: &str = "the log ends before the place where the group stood: the topic was made again, or the broker lost data";
+const DELETED: &str = "the topic was deleted; this group begins with what is there now";
+
+/// Forgets partitions: what is held of them is lost, and who waits for commits is told.
+fn forget(member: &Arc<Member>, partitions: &[i32]) {
+    let mut lost = Vec::new();
+    {
+        let mut state = lock(&member.state);
+        state.queues.retain(|(p, _)| !partitions.contains(p));
+        let mut tokens = Vec::new();
+        for partition in partitions {
+            let (held, places) = state.share.release(*partition);
+            tokens.extend(held);
+            lost.extend(places);
+        }
+        if !tokens.is_empty() {
+            state.control.push_back(Event::Revoked(tokens));
+            member.arrived.notify_one();
+        }
+    }
+    for place in lost {
+        place.done(Err(member.moved()));
+    }
+}
+
+/// Whether an error of the client is about a log that does not hold what was asked of it.
+pub(crate) fn is_lost_place(told: &KafkaError) -> bool {
+    use rdkafka::types::RDKafkaErrorCode as Code;
+    matches!(
+        crate::error::code(told),
+        Some(Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation)
+    )
+}

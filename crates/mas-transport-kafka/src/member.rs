@@ -1,0 +1,382 @@
+//! One member of one group: what its keeper, its committer, its `fetch` and its settlements share.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mas_transport_core::backend::{Wait, lock};
+use mas_transport_core::clock::now_utc;
+use mas_transport_core::{
+    Error, ErrorKind, Event, Gap, Group, Result, StartFrom, Subscription, Topic, unix_ms,
+};
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::BACKEND;
+use crate::client::{Trouble, explain};
+use crate::consumer::{self, Consumer, Entry, Queue, Standing};
+use crate::mark::Mark;
+use crate::settle::Place;
+use crate::share::{Now, Share};
+use crate::transport::Shared;
+use crate::{commit, error, keeper};
+
+/// How long the last steps of closing may take after the deadline: a few round trips, and the client's
+/// own closing.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// One member of one group.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) topic: Topic,
+    pub(crate) group: Group,
+    /// How topic and group are called in the broker.
+    pub(crate) topic_name: String,
+    pub(crate) group_name: String,
+    pub(crate) state: Mutex<State>,
+    pub(crate) trouble: Arc<Trouble>,
+    /// Something is there to fetch.
+    pub(crate) arrived: Arc<Notify>,
+    /// Something is there to commit.
+    pub(crate) dirty: Notify,
+    /// One commit at a time, always of the latest state.
+    pub(crate) committing: tokio::sync::Mutex<()>,
+    /// The client has something to tell, or the keeper something to do.
+    pub(crate) events: Arc<Notify>,
+    /// Nothing more is read.
+    pub(crate) closing: CancellationToken,
+    /// The deadline of `close` has passed.
+    pub(crate) force: CancellationToken,
+    pub(crate) closed: CancellationToken,
+}
+
+/// What is behind the lock of a member.
+pub(crate) struct State {
+    pub(crate) share: Share<Place>,
+    pub(crate) consumer: Option<Arc<Consumer>>,
+    /// What was read of each partition, and is not ours to keep yet.
+    pub(crate) queues: Vec<(i32, Arc<Queue>)>,
+    /// What `fetch` brings whatever it wants.
+    pub(crate) control: VecDeque<Event>,
+    pub(crate) error: Option<Error>,
+    /// The last fetch wanted nothing.
+    pub(crate) wants: bool,
+    /// Partitions whose log is not where it was thought to be.
+    pub(crate) lost_place: Vec<i32>,
+    /// The topic may be gone.
+    pub(crate) topic_gone: bool,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("share", &self.share)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn now() -> Now {
+    Now {
+        instant: Instant::now(),
+        utc: unix_ms(now_utc()),
+    }
+}
+
+impl Member {
+    /// Joins the group and begins to read.
+    pub(crate) async fn start(
+        shared: Arc<Shared>,
+        subscription: &Subscription,
+    ) -> Result<Arc<Self>> {
+        let (topic, group) = (subscription.get_topic()?, subscription.get_group()?);
+        let keys = &shared.topics.keys;
+        if !topic.is_internal() {
+            keys.check("subscribe", &Topic::dead_letters(&topic, &group))?;
+        }
+        let member = Arc::new(Self {
+            topic_name: keys.topic(&topic),
+            group_name: keys.group(&topic, &group),
+            state: Mutex::new(State {
+                share: Share::new(subscription.get_lease()),
+                consumer: None,
+                queues: Vec::new(),
+                control: VecDeque::new(),
+                error: None,
+                wants: true,
+                lost_place: Vec::new(),
+                topic_gone: false,
+            }),
+            trouble: Arc::default(),
+            arrived: Arc::default(),
+            dirty: Notify::new(),
+            committing: tokio::sync::Mutex::default(),
+            events: Arc::default(),
+            closing: CancellationToken::new(),
+            force: CancellationToken::new(),
+            closed: CancellationToken::new(),
+            shared,
+            topic,
+            group,
+        });
+        // A task of its own, so that a dropped call is not half done.
+        let joining = {
+            let member = member.clone();
+            let start = subscription.get_start();
+            member
+                .shared
+                .tasks
+                .clone()
+                .spawn(async move { member.join("subscribe", start).await })
+        };
+        let joined = joining
+            .await
+            .unwrap_or_else(|_| Err(Error::closed("subscribe").on(BACKEND)));
+        if let Err(error) = joined {
+            member.dismiss().await;
+            return Err(error);
+        }
+        let tasks = &member.shared.tasks;
+        tasks.spawn(keeper::run(member.clone()));
+        tasks.spawn(commit::run(member.clone()));
+        Ok(member)
+    }
+
+    /// An error of `kind` about this group.
+    pub(crate) fn error(
+        &self,
+        kind: ErrorKind,
+        operation: &'static str,
+        message: &'static str,
+    ) -> Error {
+        Error::new(kind, operation, message)
+            .on(BACKEND)
+            .with("topic", &self.topic)
+            .with("group", &self.group)
+    }
+
+    /// An error of the client of this member.
+    pub(crate) fn told(&self, operation: &'static str, since: Instant, told: KafkaError) -> Error {
+        let config = &self.shared.asker.config;
+        explain(config, &self.trouble, operation, since, told)
+            .with("topic", &self.topic)
+            .with("group", &self.group)
+    }
+
+    /// Does something that blocks with the client of this member.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        consumer: &Arc<Consumer>,
+        what: impl FnOnce(&Consumer) -> T + Send + 'static,
+    ) -> Option<T> {
+        let consumer = consumer.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let done = what(&consumer);
+            // Here, should it be the last one: closing a client blocks.
+            drop(consumer);
+            done
+        });
+        done.await.ok()
+    }
+
+    /// Where the group stands.
+    pub(crate) async fn standings(
+        &self,
+        operation: &'static str,
+        consumer: &Arc<Consumer>,
+        partitions: Vec<i32>,
+    ) -> Result<Vec<Standing>> {
+        let since = Instant::now();
+        let topic = self.topic_name.clone();
+        let within = self.shared.asker.config.response_timeout;
+        let asked = self.blocking(consumer, move |consumer| {
+            consumer::standings(consumer, &topic, &partitions, within)
+        });
+        match asked.await {
+            Some(Ok(standings)) => Ok(standings),
+            Some(Err(told)) => Err(self.told(operation, since, told)),
+            None => Err(Error::closed(operation).on(BACKEND)),
+        }
+    }
+
+    /// Commits something that is not the state of a share.
+    async fn commit(
+        &self,
+        consumer: &Arc<Consumer>,
+        entries: Vec<Entry>,
+    ) -> std::result::Result<(), Option<KafkaError>> {
+        let topic = self.topic_name.clone();
+        let done = self.blocking(consumer, move |consumer| {
+            consumer::commit(consumer, &topic, &entries)
+        });
+        done.await.ok_or(None)?.map_err(Some)
+    }
+
+    /// Finds or makes topic and group, and begins to take part.
+    pub(crate) async fn join(&self, operation: &'static str, start: StartFrom) -> Result<()> {
+        let since = Instant::now();
+        let known = self.shared.topics.reach(operation, &self.topic).await?;
+        let config = &self.shared.asker.config;
+        let consumer = consumer::make(
+            config,
+            &self.group_name,
+            self.trouble.clone(),
+            self.events.clone(),
+        );
+        let consumer = consumer.map_err(|e| self.told(operation, since, e))?;
+        lock(&self.state).consumer = Some(consumer.clone());
+        let partitions: Vec<i32> = (0..known.partitions).collect();
+        let until = since + config.response_timeout;
+        let mut wait = Wait::new();
+        loop {
+            let standings = self.standings(operation, &consumer, partitions.clone());
+            let standings = match standings.await {
+                Err(error) if error.is_retryable() && Instant::now() < until => {
+                    sleep(wait.next()).await;
+                    continue;
+                }
+                asked => asked?,
+            };
+            let missing = self.agree(operation, &standings, start)?;
+            if missing.is_empty() {
+                break;
+            }
+            // Nobody is in the group yet, or the broker refuses: then somebody else was quicker.
+            match self.commit(&consumer, missing).await {
+                Ok(()) => break,
+                Err(told) => {
+                    let Some(told) = told else {
+                        return Err(Error::closed(operation).on(BACKEND));
+                    };
+                    let again = error::code(&told).is_some_and(|code| {
+                        error::is_fenced(code)
+                            || matches!(
+                                code,
+                                Code::RebalanceInProgress
+                                    | Code::WaitingForCoordinator
+                                    | Code::NotCoordinator
+                                    | Code::CoordinatorNotAvailable
+                                    | Code::CoordinatorLoadInProgress
+                            )
+                    });
+                    if !again || Instant::now() >= until {
+                        return Err(self.told(operation, since, told));
+                    }
+                    sleep(wait.next()).await;
+                }
+            }
+        }
+        let topic = self.topic_name.clone();
+        let subscribed = self.blocking(&consumer, move |consumer| consumer.subscribe(&[&topic]));
+        match subscribed.await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(told)) => Err(self.told(operation, since, told)),
+            None => Err(Error::closed(operation).on(BACKEND)),
+        }
+    }
+
+    /// Whether the group is one that this member can join: where it is to begin in partitions in which
+    /// it stands nowhere.
+    fn agree(
+        &self,
+        operation: &'static str,
+        standings: &[Standing],
+        start: StartFrom,
+    ) -> Result<Vec<Entry>> {
+        let lease = lock(&self.state).share.lease();
+        let mut is_new = true;
+        for standing in standings {
+            let Some((_, metadata)) = &standing.committed else {
+                continue;
+            };
+            is_new = false;
+            let mark = Mark::decode(metadata).map_err(|why| {
+                let message =
+                    "what stands with the offsets of the group cannot be read by this version";
+                self.error(ErrorKind::Conflict, operation, message)
+                    .with("partition", standing.partition)
+                    .with("why", why)
+            })?;
+            if let Some(mark) = mark
+                && mark.lease != lease
+            {
+                let why =
+                    "the group has another lease: all members of a group ask for the same one";
+                return Err(self
+                    .error(ErrorKind::Conflict, operation, why)
+                    .with("lease_ms", lease.as_millis())
+                    .with("group_lease_ms", mark.lease.as_millis()));
+            }
+        }
+        let mark = Mark {
+            lease,
+            reach: 0,
+            settled: Vec::new(),
+            notes: Vec::new(),
+        };
+        let metadata = mark.encode().unwrap_or_default();
+        let missing = standings.iter().filter(|s| s.committed.is_none());
+        Ok(missing
+            .map(|standing| {
+                // One that was added to a topic is read from its beginning.
+                let from = match start {
+                    StartFrom::Latest if is_new => standing.high,
+                    _ => standing.low,
+                };
+                (standing.partition, from, metadata.clone())
+            })
+            .collect())
+    }
+
+    /// Says that entries are gone that this group had not settled.
+    pub(crate) fn gap(&self, state: &mut State, reason: &str, lost: Option<u64>) {
+        state.control.push_back(Event::Gap(Gap {
+            topic: self.topic.clone(),
+            reason: reason.to_owned(),
+            lost,
+        }));
+        self.arrived.notify_one();
+    }
+
+    /// Ends reading at once: `fetch` answers `Closed` from now on.
+    pub(crate) fn stop(&self) {
+        self.closing.cancel();
+        self.arrived.notify_one();
+        self.events.notify_one();
+    }
+
+    /// Stops, and waits until nothing is held or `deadline`, after which the rest is returned.
+    /// Idempotent.
+    pub(crate) async fn close(&self, deadline: Instant) {
+        self.stop();
+        if timeout_at(deadline, self.closed.cancelled()).await.is_err() {
+            self.force.cancel();
+            let _ = timeout(GRACE, self.closed.cancelled()).await;
+        }
+        self.closed.cancel();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
+    /// Lets the client go, which takes a moment.
+    pub(crate) async fn dismiss(&self) {
+        let (consumer, queues) = {
+            let mut state = lock(&self.state);
+            (state.consumer.take(), std::mem::take(&mut state.queues))
+        };
+        if let Some(consumer) = consumer {
+            consumer.context().close();
+            let gone = tokio::task::spawn_blocking(move || {
+                drop(queues);
+                drop(consumer);
+            });
+            let _ = gone.await;
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! Publishing: a batch is handed to the client as a whole, which sends it in the order in which it came;
+//! each message has its own outcome, and whoever waits is woken once.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mas_transport_core::backend::lock;
+use mas_transport_core::{
+    Confirm, Durability, Error, ErrorKind, Message, Position, Receipt, Result, Topic,
+};
+use rdkafka::ClientContext;
+use rdkafka::error::KafkaError;
+use rdkafka::message::{DeliveryResult, Message as _};
+use rdkafka::producer::{BaseRecord, NoCustomPartitioner, ProducerContext, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::BACKEND;
+use crate::client::Trouble;
+use crate::config::{Acks, Compression, KafkaConfig};
+use crate::error;
+use crate::record::Outgoing;
+use crate::topics::Known;
+use crate::transport::Shared;
+
+/// How long to wait before a queue that is full is tried again.
+const FULL: Duration = Duration::from_millis(5);
+/// How often a message is sent anew whose topic was gone.
+const LOOKS: usize = 3;
+/// How long a message may stay with the client after its outcome was given up as unknown.
+const LINGERS: &str = "60000";
+
+/// The client that publishes.
+pub(crate) type Producer = ThreadedProducer<Delivered>;
+
+/// Hears what became of messages.
+#[derive(Debug, Default)]
+pub(crate) struct Delivered(pub(crate) Arc<Trouble>);
+
+impl ClientContext for Delivered {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.told(&error, reason);
+    }
+}
+
+impl ProducerContext<NoCustomPartitioner> for Delivered {
+    type DeliveryOpaque = Box<Place>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, place: Box<Place>) {
+        let outcome = match result {
+            Ok(message) => Ok(Receipt {
+                position: position(message.partition(), message.offset()),
+                durability: place.durability,
+                duplicate: false,
+            }),
+            Err((told, _)) => Err(told.clone()),
+        };
+        place.batch.put(place.at, outcome);
+    }
+}
+
+pub(crate) fn position(partition: i32, offset: i64) -> Position {
+    Position {
+        major: u64::try_from(partition).unwrap_or_default(),
+        minor: u64::try_from(offset).unwrap_or_default(),
+    }
+}
+
+/// The settings of the client that publishes.
+pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
+    let mut client = config.client();
+    let largest = config.max_message_bytes + (64 << 10);
+    let compression = match config.compression {
+        Compression::None => "none",
+        Compression::Snappy => "snappy",
+        Compression::Gzip => "gzip",
+        Compression::Lz4 => "lz4",
+        Compression::Zstd => "zstd",
+    };
+    client
+        // The partition of a key is the one that Java's clients choose.
+        .set("partitioner", "murmur2_random")
+        .set("compression.type", compression)
+        // Whatever comes while a request is on its way makes the next batch.
+        .set("linger.ms", "0")
+        .set("queue.buffering.max.messages", "100000")
+        .set("queue.buffering.max.kbytes", "262144")
+        .set("message.max.bytes", largest.to_string())
+        .set("message.timeout.ms", LINGERS)
+        .set("topic.metadata.propagation.max.ms", "5000");
+    match config.acks {
+        Acks::All => client.set("acks", "all").set("enable.idempotence", "true"),
+        // Without idempotence a retry could overtake what was sent behind it.
+        Acks::Leader => client
+            .set("acks", "1")
+            .set("max.in.flight.requests.per.connection", "1"),
+    };
+    client
+}
+
+/// Where the outcome of a message belongs.
+#[derive(Debug)]
+pub(crate) struct Place {
+    batch: Arc<Batch>,
+    at: usize,
+    durability: Durability,
+}
+
+type Outcome = std::result::Result<Receipt, KafkaError>;
+
+/// A batch with the client.
+#[derive(Debug)]
+struct Batch {
+    outcomes: Mutex<Vec<Option<Outcome>>>,
+    open: AtomicUsize,
+    done: Notify,
+    /// Room in the queue, for as long as any of it is with the client.
+    _room: OwnedSemaphorePermit,
+}
+
+impl Batch {
+    fn put(&self, at: usize, outcome: Outcome) {
+        if let Some(slot) = lock(&self.outcomes).get_mut(at) {
+            *slot = Some(outcome);
+        }
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done.notify_one();
+        }
+    }
+
+    /// Waits for all outcomes, or until `deadline`; those that are not known by then are missing.
+    async fn outcomes(&self, deadline: Instant) -> Vec<Option<Outcome>> {
+        let all = async {
+            while self.open.load(Ordering::Acquire) > 0 {
+                self.done.notified().await;
+            }
+        };
+        let _ = timeout_at(deadline, all).await;
+        std::mem::take(&mut *lock(&self.outcomes))
+    }
+}
+
+/// A record and where it goes.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) topic: Topic,
+    pub(crate) record: Outgoing,
+}
+
+/// Hands records to the client, in order, and returns what will become of them, one for one. `None` is
+/// a message that was not to be sent.
+pub(crate) async fn hand_over(
+    shared: &Arc<Shared>,
+    letters: Vec<(Letter, Known)>,
+    deadline: Instant,
+) -> Handed {
+    let count = letters.len();
+    let room = shared
+        .room
+        .clone()
+        .acquire_many_owned(u32::try_from(count).unwrap_or(u32::MAX));
+    let Ok(Ok(room)) = timeout_at(deadline, room).await else {
+        return Handed { batch: None, count };
+    };
+    let batch = Arc::new(Batch {
+        outcomes: Mutex::new(vec![None; count]),
+        open: AtomicUsize::new(count),
+        done: Notify::new(),
+        _room: room,
+    });
+    let mut name: Option<(Topic, String)> = None;
+    for (at, (letter, known)) in letters.into_iter().enumerate() {
+        let name = match &mut name {
+            Some((topic, name)) if *topic == letter.topic => name,
+            other => {
+                let spelt = shared.topics.keys.topic(&letter.topic);
+                &mut other.insert((letter.topic.clone(), spelt)).1
+            }
+        };
+        let place = Box::new(Place {
+            batch: batch.clone(),
+            at,
+            durability: known.durability,
+        });
+        let mut record = BaseRecord::<[u8], [u8], Box<Place>>::with_opaque_to(name, place)
+            .headers(letter.record.headers);
+        if let Some(key) = &letter.record.key {
+            record = record.key(key);
+        }
+        if let Some(value) = &letter.record.value {
+            record = record.payload(value);
+        }
+        loop {
+            match shared.producer().send(record) {
+                Ok(()) => break,
+                Err((KafkaError::MessageProduction(Code::QueueFull), again))
+                    if Instant::now() < deadline =>
+                {
+                    record = again;
+                    sleep(FULL).await;
+                }
+                Err((told, refused)) => {
+                    refused.delivery_opaque.refuse(told);
+                    break;
+                }
+            }
+        }
+    }
+    Handed {
+        batch: Some(batch),
+        count,
+    }
+}
+
+impl Place {
+    /// The client did not take it.
+    fn refuse(self: Box<Self>, told: KafkaError) {
+        self.batch.put(self.at, Err(told));
+    }
+}
+
+/// A batch that was handed over; without one there was no room in time.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    batch: Option<Arc<Batch>>,
+    count: usize,
+}
+
+/// What became of one record.
+#[derive(Debug)]
+pub(crate) enum Fate {
+    Stored(Receipt),
+    /// It is certainly not there: its topic is gone.
+    Gone,
+    Failed(Error),
+}
+
+impl Handed {
+    pub(crate) async fn fates(self, operation: &'static str, deadline: Instant) -> Vec<Fate> {
+        let Some(batch) = self.batch else {
+            let each = |_| Fate::Failed(late(operation));
+            return (0..self.count).map(each).collect();
+        };
+        let outcomes = batch.outcomes(deadline).await;
+        let fate = |outcome: Option<Outcome>| match outcome {
+            Some(Ok(receipt)) => Fate::Stored(receipt),
+            Some(Err(told)) => failed(operation, told),
+            None => Fate::Failed(
+                error::error(
+                    ErrorKind::Timeout,
+                    operation,
+                    "the broker did not confirm in time",
+                )
+                .maybe_stored(),
+            ),
+        };
+        outcomes.into_iter().map(fate).collect()
+    }
+}
+
+/// What it means that the client gave a message up. It tells nothing of whether it was sent, but for what
+/// a broker refused, and what never was a message for it.
+fn failed(operation: &'static str, told: KafkaError) -> Fate {
+    let code = error::code(&told);
+    match code {
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
+            Fate::Gone
+        }
+        _ => {
+            let error = error::told(operation, told);
+            let certain = matches!(
+                error.kind(),
+                ErrorKind::TooLarge
+                    | ErrorKind::Unauthorized
+                    | ErrorKind::InvalidArgument
+                    | ErrorKind::Unsupported
+            ) || matches!(code, Some(Code::QueueFull | Code::NotEnoughReplicas));
+            Fate::Failed(if certain { error } else { error.maybe_stored() })
+        }
+    }
+}
+
+/// What was not sent in time.
+pub(crate) fn late(operation: &'static str) -> Error {
+    let why = "there was no room, or no connection, before the deadline";
+    error::error(ErrorKind::Timeout, operation, why)
+}
+
+/// Publishes a batch and returns when its place in line is fixed.
+pub(crate) async fn publish(
+    shared: &Arc<Shared>,
+    messages: Vec<Message>,
+    deadline: Instant,
+) -> Confirm {
+    let count = messages.len();
+    let closed = || {
+        let each = vec![Err(Error::closed("publish").on(BACKEND)); count];
+        Box::pin(std::future::ready(each)) as Confirm
+    };
+    if shared.is_closed() {
+        return closed();
+    }
+    let outcomes: Vec<Option<Result<Receipt>>> = messages
+        .iter()
+        .map(|message| shared.info.check_message(message).err().map(Err))
+        .collect();
+    let mut run = Run {
+        shared: shared.clone(),
+        messages,
+        outcomes,
+        deadline,
+    };
+    let line = timeout_at(deadline, shared.line.clone().lock_owned()).await;
+    if line.is_err() || Instant::now() >= deadline {
+        return Box::pin(std::future::ready(run.finish()));
+    }
+    if shared.is_closed() {
+        return closed();
+    }
+    let handed = run.hand_over().await;
+    drop(line);
+    // A task of its own: whoever gives up waiting does not keep the rest from being sent anew.
+    let task = shared.tasks.spawn(async move {
+        run.settle(handed).await;
+        run.finish()
+    });
+    Box::pin(async move {
+        // It neither panics nor is it aborted; a runtime that shuts down drops it.
+        task.await.unwrap_or_default()
+    })
+}
+
+/// A batch on its way.
+struct Run {
+    shared: Arc<Shared>,
+    messages: Vec<Message>,
+    /// For each message, what is already known.
+    outcomes: Vec<Option<Result<Receipt>>>,
+    deadline: Instant,
+}
+
+/// Which messages were handed over, in parts that the queue has room for.
+type Parts = Vec<(Vec<usize>, Handed)>;
+
+impl Run {
+    /// Hands over everything that is not decided yet.
+    async fn hand_over(&mut self) -> Parts {
+        let shared = self.shared.clone();
+        let open = self.prepare().await;
+        let mut parts = Parts::new();
+        let most = shared.asker.config.max_in_flight;
+        let mut open = open.into_iter().peekable();
+        while open.peek().is_some() {
+            let page: Vec<(usize, Known)> = open.by_ref().take(most).collect();
+            let places = page.iter().map(|(at, _)| *at).collect();
+            let letters = page.iter().filter_map(|(at, known)| {
+                let message = self.messages.get(*at)?;
+                let letter = Letter {
+                    topic: message.topic().clone(),
+                    record: Outgoing::of(message),
+                };
+                Some((letter, *known))
+            });
+            let handed = hand_over(&shared, letters.collect(), self.deadline).await;
+            parts.push((places, handed));
+        }
+        parts
+    }
+
+    /// Waits for the outcomes, and sends anew what found its topic gone.
+    async fn settle(&mut self, mut parts: Parts) {
+        for look in 1.. {
+            let mut gone = false;
+            for (places, handed) in std::mem::take(&mut parts) {
+                let fates = handed.fates("publish", self.deadline).await;
+                for (at, fate) in places.into_iter().zip(fates) {
+                    let outcome = match fate {
+                        Fate::Stored(receipt) => Ok(receipt),
+                        Fate::Failed(error) => Err(error),
+                        Fate::Gone if look < LOOKS && Instant::now() < self.deadline => {
+                            gone = true;
+                            if let Some(message) = self.messages.get(at) {
+                                self.shared.topics.forget(message.topic());
+                            }
+                            continue;
+                        }
+                        Fate::Gone => {
+                            let (kind, why) = error::meaning(Code::UnknownTopicOrPartition);
+                            Err(error::error(kind, "publish", why))
+                        }
+                    };
+                    self.set(at, outcome);
+                }
+            }
+            if !gone {
+                return;
+            }
+            sleep(FULL).await;
+            parts = self.hand_over().await;
+        }
+    }
+
+    /// Sees to it that the topics of what is not decided are there: which messages those are.
+    async fn prepare(&mut self) -> Vec<(usize, Known)> {
+        let shared = self.shared.clone();
+        let mut open = Vec::with_capacity(self.messages.len());
+        let mut last: Option<(Topic, Result<Known>)> = None;
+        for at in 0..self.messages.len() {
+            let (Some(message), Some(None)) = (self.messages.get(at), self.outcomes.get(at)) else {
+                continue;
+            };
+            let topic = message.topic();
+            let known = match &last {
+                Some((same, known)) if same == topic => known.clone(),
+                _ => {
+                    let reach = shared.topics.reach("publish", topic);
+                    let reached = match timeout_at(self.deadline, reach).await {
+                        // Making a topic stores no message.
+                        Ok(reached) => reached.map_err(|error| {
+                            let why = "the topic could not be reached or made";
+                            Error::new(error.kind(), "publish", why)
+                                .on(BACKEND)
+                                .because(error)
+                        }),
+                        Err(_) => Err(late("publish")),
+                    };
+                    last.insert((topic.clone(), reached)).1.clone()
+                }
+            };
+            match known {
+                Ok(known) => open.push((at, known)),
+                Err(error) => self.set(at, Err(error)),
+            }
+        }
+        open
+    }
+
+    fn set(&mut self, at: usize, outcome: Result<Receipt>) {
+        if let Some(slot) = self.outcomes.get_mut(at) {
+            *slot = Some(outcome);
+        }
+    }
+
+    fn finish(&mut self) -> Vec<Result<Receipt>> {
+        let each = |outcome: Option<_>| outcome.unwrap_or_else(|| Err(late("publish")));
+        self.outcomes.drain(..).map(each).collect()
+    }
+}

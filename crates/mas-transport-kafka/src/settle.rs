@@ -1,0 +1,235 @@
+//! Settlements.
+//!
+//! Kafka knows of no single messages: a settlement changes the state of this member's share, and counts
+//! when a commit that holds it was taken. What comes back comes back here, without the broker.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use mas_transport_core::backend::lock;
+use mas_transport_core::{Error, ErrorKind, Outcome, Result, Settle, Settled, Token};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::bury::{Burial, bury_all};
+use crate::member::{Member, now};
+use crate::share::Step;
+
+/// The settling half of a member.
+#[derive(Debug)]
+pub(crate) struct KafkaSettle(pub(crate) Arc<Member>);
+
+/// One call of `settle` that waits for commits.
+#[derive(Debug)]
+pub(crate) struct Call {
+    answers: Mutex<Vec<Option<Result<()>>>>,
+    open: AtomicUsize,
+    done: Notify,
+}
+
+/// One settlement of a call.
+#[derive(Debug)]
+pub(crate) struct Place {
+    call: Arc<Call>,
+    at: usize,
+}
+
+impl Call {
+    fn new(count: usize) -> Arc<Self> {
+        Arc::new(Self {
+            answers: Mutex::new(vec![None; count]),
+            open: AtomicUsize::new(0),
+            done: Notify::new(),
+        })
+    }
+
+    fn place(self: &Arc<Self>, at: usize) -> Place {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        Place {
+            call: self.clone(),
+            at,
+        }
+    }
+
+    /// Waits for everything, or until `limit`.
+    async fn answers(&self, limit: Instant) -> Vec<Option<Result<()>>> {
+        let all = async {
+            while self.open.load(Ordering::Acquire) > 0 {
+                self.done.notified().await;
+            }
+        };
+        let _ = timeout_at(limit, all).await;
+        std::mem::take(&mut *lock(&self.answers))
+    }
+}
+
+impl Place {
+    /// What became of it.
+    pub(crate) fn done(self, outcome: Result<()>) {
+        if let Some(slot) = lock(&self.call.answers).get_mut(self.at) {
+            *slot = Some(outcome);
+        }
+        if self.call.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.call.done.notify_one();
+        }
+    }
+}
+
+impl Member {
+    /// The lease of a token is lost.
+    pub(crate) fn lost(&self) -> Error {
+        self.error(
+            ErrorKind::LeaseLost,
+            "settle",
+            "the lease had ended: another member may hold the message",
+        )
+    }
+
+    /// The partition of a settlement went to somebody else before a commit told of it.
+    pub(crate) fn moved(&self) -> Error {
+        self.error(
+            ErrorKind::Unavailable,
+            "settle",
+            "the partition was taken away before the settlement was committed",
+        )
+        .maybe_stored()
+    }
+}
+
+#[async_trait]
+impl Settle for KafkaSettle {
+    async fn settle(&self, batch: Vec<(Token, Outcome)>) -> Vec<Result<Settled>> {
+        let member = &self.0;
+        if member.is_closed() {
+            return vec![Err(Error::closed("settle").on(crate::BACKEND)); batch.len()];
+        }
+        // A task of its own, so that whoever gives up waiting does not give up the dead letters.
+        let count = batch.len();
+        if batch
+            .iter()
+            .any(|(_, outcome)| matches!(outcome, Outcome::DeadLetter(_) | Outcome::Quarantine(_)))
+        {
+            let task = member.shared.tasks.spawn(settle(member.clone(), batch));
+            return task.await.unwrap_or_else(|_| {
+                let why = "the runtime was shut down meanwhile";
+                let error = member.error(ErrorKind::Closed, "settle", why);
+                vec![Err(error.maybe_stored()); count]
+            });
+        }
+        settle(member.clone(), batch).await
+    }
+
+    async fn close(&self, deadline: Instant) -> Result<()> {
+        self.0.close(deadline).await;
+        Ok(())
+    }
+}
+
+async fn settle(member: Arc<Member>, batch: Vec<(Token, Outcome)>) -> Vec<Result<Settled>> {
+    let member = &member;
+    let mut results: Vec<Result<Settled>> = vec![Err(member.lost()); batch.len()];
+    let mut burials = Vec::new();
+    let mut outcomes = Vec::with_capacity(batch.len());
+    for (at, (token, outcome)) in batch.into_iter().enumerate() {
+        match outcome {
+            Outcome::DeadLetter(record) => burials.push(Burial {
+                at,
+                token,
+                record,
+                malformed: false,
+            }),
+            Outcome::Quarantine(record) => burials.push(Burial {
+                at,
+                token,
+                record,
+                malformed: true,
+            }),
+            outcome => outcomes.push((at, token, outcome)),
+        }
+    }
+    let settled = settle_here(member, outcomes);
+    let buried = async {
+        match burials.is_empty() {
+            true => Vec::new(),
+            false => bury_all(member, burials).await,
+        }
+    };
+    let (settled, buried) = tokio::join!(settled, buried);
+    for (at, answer) in settled.into_iter().chain(buried) {
+        if let Some(result) = results.get_mut(at) {
+            *result = answer;
+        }
+    }
+    results
+}
+
+/// What became of one settlement of a batch.
+pub(crate) type Answer = (usize, Result<Settled>);
+
+/// Settles in this member's share, and waits until that is committed.
+pub(crate) async fn settle_here(
+    member: &Arc<Member>,
+    outcomes: Vec<(usize, Token, Outcome)>,
+) -> Vec<Answer> {
+    if outcomes.is_empty() {
+        return Vec::new();
+    }
+    let mut answers = Vec::with_capacity(outcomes.len());
+    let mut waits = Vec::with_capacity(outcomes.len());
+    let call = Call::new(outcomes.len());
+    let (limit, fetches) = {
+        let mut state = lock(&member.state);
+        let now = now();
+        state.share.advance(now);
+        let mut fetches = false;
+        for (at, token, outcome) in outcomes {
+            match state.share.settle(now, token, &outcome) {
+                None => answers.push((at, Err(member.lost()))),
+                Some(Step::Lease(until)) => answers.push((at, Ok(Settled::Lease(until)))),
+                Some(Step::Wait {
+                    partition,
+                    offset,
+                    change,
+                }) => {
+                    let place = call.place(waits.len());
+                    let begun = matches!(outcome, Outcome::Begin).then_some(token);
+                    fetches |= matches!(outcome, Outcome::Nack(_) | Outcome::Return);
+                    waits.push((at, begun));
+                    let refused = state.share.wait_for(partition, offset, change, place);
+                    if let Some(place) = refused {
+                        place.done(Err(member.moved()));
+                    }
+                }
+            }
+        }
+        (now.instant + state.share.lease(), fetches)
+    };
+    if fetches {
+        member.arrived.notify_one();
+    }
+    if waits.is_empty() {
+        return answers;
+    }
+    member.dirty.notify_one();
+    // A partition that waits for its last settlement may go.
+    member.events.notify_one();
+    let committed = call.answers(limit).await;
+    for ((at, begun), outcome) in waits.into_iter().zip(committed) {
+        let outcome = outcome.unwrap_or_else(|| {
+            let why = "the broker did not confirm the commit before the lease ended";
+            Err(member
+                .error(ErrorKind::Timeout, "settle", why)
+                .maybe_stored())
+        });
+        let answer = outcome.and_then(|()| match begun {
+            None => Ok(Settled::Done),
+            Some(token) => {
+                let until = lock(&member.state).share.begun(now(), token);
+                until.map(Settled::Lease).ok_or_else(|| member.lost())
+            }
+        });
+        answers.push((at, answer));
+    }
+    answers
+}

@@ -1,0 +1,539 @@
+//! A member's share of its topic: which partitions it owns, what it holds of them, what comes back when.
+//! A plain state machine: it is told the time and what was read, and answers with what to hand out and
+//! what to commit; locks, clocks and the client are its callers'.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mas_transport_core::backend::TimedLeases;
+use mas_transport_core::{Outcome, Position, Token, Want};
+use tokio::time::Instant;
+
+use crate::mark::Past;
+use crate::record::Raw;
+use crate::tracker::{Arrival, Snapshot, Tracker};
+
+/// How far beyond what was fetched a commit says that it may have been. A member reads on within it
+/// without waiting for the next one.
+pub(crate) const AHEAD: u64 = 1024;
+/// A wait beyond this is as good as for ever.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// Now, by the clock of leases and by that of other members.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now {
+    pub(crate) instant: Instant,
+    /// Unix milliseconds.
+    pub(crate) utc: u64,
+}
+
+impl Now {
+    /// When a delay from now is over, in unix milliseconds, not a moment too early.
+    fn utc_after(&self, delay: Duration) -> u64 {
+        let millis = delay.as_nanos().div_ceil(1_000_000);
+        let at = u64::try_from(millis)
+            .ok()
+            .and_then(|m| self.utc.checked_add(m));
+        at.map_or(u64::MAX, |at| at + u64::from(!delay.is_zero()))
+    }
+
+    fn instant_of(&self, utc: u64) -> Instant {
+        let wait = Duration::from_millis(utc.saturating_sub(self.utc)).min(FAR);
+        self.instant + wait
+    }
+}
+
+/// What is known of one message in the hands of the application.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lease {
+    partition: i32,
+    offset: u64,
+    past: Past,
+    /// Whether the attempt counts if the lease ends by itself.
+    counted: bool,
+}
+
+impl Lease {
+    fn attempt(&self) -> u32 {
+        self.past.made.saturating_add(1)
+    }
+
+    fn attempts_made(&self) -> u32 {
+        self.past.made.saturating_add(u32::from(self.counted))
+    }
+}
+
+/// A message as it is handed out.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) token: Token,
+    pub(crate) raw: Arc<Raw>,
+    pub(crate) position: Position,
+    pub(crate) attempt: u32,
+    pub(crate) reclaimed: bool,
+    pub(crate) deadline: Instant,
+}
+
+/// One partition.
+#[derive(Debug)]
+struct Part<W> {
+    epoch: u64,
+    tracker: Tracker<Arc<Raw>>,
+    /// What may be handed out, the oldest first.
+    ready: BinaryHeap<Reverse<u64>>,
+    delayed: BinaryHeap<Reverse<(Instant, u64)>>,
+    /// What lies below may be handed out: whoever owns the partition next knows of it.
+    reach: u64,
+    /// Until when what is held of it may be settled, when it is to be given up.
+    leaving: Option<Instant>,
+    held: usize,
+    /// Of which change the last commit knows.
+    committed: Option<u64>,
+    waiters: Vec<Waiter<W>>,
+}
+
+/// Who waits for a commit that holds a change.
+#[derive(Debug)]
+struct Waiter<W> {
+    offset: u64,
+    change: u64,
+    who: W,
+}
+
+/// What a settlement came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It counts when a commit holds it.
+    Wait {
+        partition: i32,
+        offset: u64,
+        change: u64,
+    },
+    /// The lease lasts until then.
+    Lease(Instant),
+}
+
+/// What to commit of one partition.
+#[derive(Debug)]
+pub(crate) struct Commit {
+    pub(crate) partition: i32,
+    pub(crate) epoch: u64,
+    pub(crate) snapshot: Snapshot,
+    /// Up to where it says that records may have been fetched.
+    reach: u64,
+}
+
+/// What a member owns and holds. `W` is who waits for commits.
+#[derive(Debug)]
+pub(crate) struct Share<W> {
+    leases: TimedLeases<Lease>,
+    parts: BTreeMap<i32, Part<W>>,
+    epochs: u64,
+    /// Where the next hand-out begins among the partitions, so that none is always last.
+    turn: usize,
+    /// A lease has ended by itself since messages were last asked for.
+    pub(crate) lapsed: bool,
+}
+
+impl<W> Share<W> {
+    pub(crate) fn new(lease: Duration) -> Self {
+        Self {
+            leases: TimedLeases::new(lease),
+            parts: BTreeMap::new(),
+            epochs: 0,
+            turn: 0,
+            lapsed: false,
+        }
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        self.leases.length()
+    }
+
+    /// A partition is this member's.
+    pub(crate) fn own(&mut self, partition: i32, tracker: Tracker<Arc<Raw>>) {
+        self.epochs += 1;
+        let part = Part {
+            epoch: self.epochs,
+            reach: tracker.position(),
+            tracker,
+            ready: BinaryHeap::new(),
+            delayed: BinaryHeap::new(),
+            leaving: None,
+            held: 0,
+            committed: None,
+            waiters: Vec::new(),
+        };
+        self.parts.insert(partition, part);
+    }
+
+    pub(crate) fn owns(&self, partition: i32) -> bool {
+        self.parts.contains_key(&partition)
+    }
+
+    pub(crate) fn partitions(&self) -> Vec<i32> {
+        self.parts.keys().copied().collect()
+    }
+
+    /// Where reading of a partition goes on.
+    pub(crate) fn next(&self, partition: i32) -> Option<u64> {
+        self.parts.get(&partition).map(|part| part.tracker.next())
+    }
+
+    /// A partition is to be given up by `until`: which leases end then.
+    pub(crate) fn leave(&mut self, partition: i32, until: Instant) -> Vec<Token> {
+        let Some(part) = self.parts.get_mut(&partition) else {
+            return Vec::new();
+        };
+        part.leaving = Some(until);
+        self.leases.tokens(|lease| lease.partition == partition)
+    }
+
+    /// Whether nothing is held of a partition.
+    pub(crate) fn is_free(&self, partition: i32) -> bool {
+        self.parts.get(&partition).is_none_or(|part| part.held == 0)
+    }
+
+    /// Takes what is held of a partition out of its holders' hands; it comes back.
+    pub(crate) fn take_back(&mut self, partition: i32, now: Now) -> Vec<Token> {
+        let tokens = self.leases.tokens(|lease| lease.partition == partition);
+        for token in &tokens {
+            if let Some(lease) = self.leases.end(*token) {
+                self.lapse(now, lease);
+            }
+        }
+        tokens
+    }
+
+    /// A partition is somebody else's: which leases are lost, and who waited for commits.
+    pub(crate) fn release(&mut self, partition: i32) -> (Vec<Token>, Vec<W>) {
+        let tokens = self.leases.tokens(|lease| lease.partition == partition);
+        for token in &tokens {
+            self.leases.end(*token);
+        }
+        let part = self.parts.remove(&partition);
+        let waiters = part.map(|part| part.waiters).unwrap_or_default();
+        (tokens, waiters.into_iter().map(|w| w.who).collect())
+    }
+
+    /// Whether one more record of a partition may be read.
+    pub(crate) fn reads(&self, partition: i32) -> bool {
+        let part = self.parts.get(&partition);
+        part.is_some_and(|part| part.leaving.is_none() && part.tracker.has_room())
+    }
+
+    /// How many records wait to be handed out.
+    pub(crate) fn ready(&self) -> usize {
+        self.parts.values().map(|part| part.ready.len()).sum()
+    }
+
+    /// A record was read; false when it is none of ours any more.
+    pub(crate) fn arrived(&mut self, now: Now, partition: i32, offset: u64, raw: Raw) -> bool {
+        let Some(part) = self.parts.get_mut(&partition) else {
+            return false;
+        };
+        if let Arrival::New(past) = part.tracker.fetched(offset, Arc::new(raw)) {
+            match past.due.filter(|due| *due > now.utc) {
+                Some(due) => part.delayed.push(Reverse((now.instant_of(due), offset))),
+                None => part.ready.push(Reverse(offset)),
+            }
+        }
+        true
+    }
+
+    /// The log of a partition begins later: how many records are gone that had not been read.
+    pub(crate) fn skip_to(&mut self, partition: i32, offset: u64) -> u64 {
+        let part = self.parts.get_mut(&partition);
+        part.map_or(0, |part| part.tracker.skip_to(offset))
+    }
+
+    /// Brings the state up to now: what is due comes back, what is overdue is taken away.
+    pub(crate) fn advance(&mut self, now: Now) {
+        for part in self.parts.values_mut() {
+            while let Some(&Reverse((due, offset))) = part.delayed.peek()
+                && due <= now.instant
+            {
+                part.delayed.pop();
+                part.ready.push(Reverse(offset));
+            }
+        }
+        while let Some(lease) = self.leases.expire(now.instant) {
+            self.lapsed = true;
+            self.lapse(now, lease);
+        }
+    }
+
+    /// A lease has ended without its holder's doing.
+    fn lapse(&mut self, now: Now, lease: Lease) {
+        let past = Past {
+            made: lease.attempts_made(),
+            reclaimed: true,
+            due: None,
+        };
+        self.come_back(now, &lease, past, Duration::ZERO, true);
+    }
+
+    fn come_back(
+        &mut self,
+        now: Now,
+        lease: &Lease,
+        past: Past,
+        delay: Duration,
+        noted: bool,
+    ) -> Option<u64> {
+        let part = self.parts.get_mut(&lease.partition)?;
+        part.held = part.held.saturating_sub(1);
+        if noted {
+            part.tracker.note(lease.offset, past);
+        }
+        if delay.is_zero() {
+            part.ready.push(Reverse(lease.offset));
+        } else {
+            let due = now
+                .instant
+                .checked_add(delay)
+                .unwrap_or_else(|| now.instant + FAR);
+            part.delayed.push(Reverse((due, lease.offset)));
+        }
+        Some(part.tracker.change())
+    }
+
+    /// Hands out what is wanted: of each partition what is oldest. Call [`advance`](Self::advance)
+    /// first.
+    pub(crate) fn take(&mut self, now: Now, want: Want, out: &mut Vec<Taken>) {
+        let mut room = want;
+        self.turn = self.turn.wrapping_add(1);
+        let count = self.parts.len();
+        let order: Vec<i32> = self.parts.keys().copied().collect();
+        for at in 0..count {
+            let Some(&partition) = order.get((self.turn.wrapping_add(at)) % count) else {
+                continue;
+            };
+            let Some(part) = self.parts.get_mut(&partition) else {
+                continue;
+            };
+            while room.messages > 0
+                && part.leaving.is_none()
+                && let Some(&Reverse(offset)) = part.ready.peek()
+                && offset < part.reach
+            {
+                let (Some(raw), Some(past)) = (part.tracker.get(offset), part.tracker.past(offset))
+                else {
+                    // Settled meanwhile.
+                    part.ready.pop();
+                    continue;
+                };
+                let bytes = raw.size();
+                if room.bytes < bytes && !out.is_empty() {
+                    // Nothing smaller overtakes it.
+                    return;
+                }
+                part.ready.pop();
+                part.held += 1;
+                room.messages -= 1;
+                room.bytes = room.bytes.saturating_sub(bytes);
+                let lease = Lease {
+                    partition,
+                    offset,
+                    past,
+                    counted: past.made == 0,
+                };
+                let raw = raw.clone();
+                let (token, deadline) = self.leases.grant(now.instant, lease);
+                out.push(Taken {
+                    token,
+                    raw,
+                    position: Position {
+                        major: u64::try_from(partition).unwrap_or_default(),
+                        minor: offset,
+                    },
+                    attempt: lease.attempt(),
+                    reclaimed: past.reclaimed,
+                    deadline,
+                });
+            }
+        }
+    }
+
+    /// Whether a commit is needed before what was read may be handed out, or soon will be.
+    pub(crate) fn wants_commit(&self) -> bool {
+        self.parts
+            .values()
+            .any(|part| part.leaving.is_none() && part.tracker.next() + AHEAD / 2 > part.reach)
+    }
+
+    /// What is held under a token: where, and what was read.
+    pub(crate) fn held(&self, token: Token) -> Option<(Position, Arc<Raw>)> {
+        let lease = self.leases.get(token)?;
+        let raw = self
+            .parts
+            .get(&lease.partition)?
+            .tracker
+            .get(lease.offset)?;
+        let position = Position {
+            major: u64::try_from(lease.partition).unwrap_or_default(),
+            minor: lease.offset,
+        };
+        Some((position, raw.clone()))
+    }
+
+    /// Settles one token; `None` when its lease is lost. The two outcomes that append elsewhere first
+    /// count as acks here. Call [`advance`](Self::advance) first.
+    pub(crate) fn settle(&mut self, now: Now, token: Token, outcome: &Outcome) -> Option<Step> {
+        let lease = *self.leases.get(token)?;
+        let wait = |change| Step::Wait {
+            partition: lease.partition,
+            offset: lease.offset,
+            change,
+        };
+        match outcome {
+            Outcome::Extend => {
+                let deadline = self.leases.renew(now.instant, token, |_| ())?;
+                Some(Step::Lease(self.until(&lease, deadline)))
+            }
+            Outcome::Begin => {
+                self.leases
+                    .renew(now.instant, token, |lease| lease.counted = true)?;
+                let part = self.parts.get_mut(&lease.partition)?;
+                let past = Past {
+                    made: lease.attempt(),
+                    reclaimed: lease.past.reclaimed,
+                    due: None,
+                };
+                part.tracker.note(lease.offset, past);
+                Some(wait(part.tracker.change()))
+            }
+            Outcome::Nack(delay) => {
+                self.leases.end(token)?;
+                let past = Past {
+                    made: lease.attempt(),
+                    reclaimed: false,
+                    due: Some(now.utc_after(*delay)),
+                };
+                self.come_back(now, &lease, past, *delay, true).map(wait)
+            }
+            Outcome::Return => {
+                self.leases.end(token)?;
+                // What was begun has to be taken back.
+                let begun = lease.counted && lease.past.made > 0;
+                self.come_back(now, &lease, lease.past, Duration::ZERO, begun)
+                    .map(wait)
+            }
+            Outcome::Ack | Outcome::DeadLetter(_) | Outcome::Quarantine(_) => {
+                self.leases.end(token)?;
+                let part = self.parts.get_mut(&lease.partition)?;
+                part.held = part.held.saturating_sub(1);
+                part.tracker.settle(lease.offset);
+                Some(wait(part.tracker.change()))
+            }
+        }
+    }
+
+    /// A partition that is to be given up ends its leases earlier.
+    fn until(&self, lease: &Lease, deadline: Instant) -> Instant {
+        let leaving = self.parts.get(&lease.partition).and_then(|p| p.leaving);
+        leaving.map_or(deadline, |until| until.min(deadline))
+    }
+
+    /// The lease of a token was begun: renews it, because the commit took its time.
+    pub(crate) fn begun(&mut self, now: Now, token: Token) -> Option<Instant> {
+        let lease = *self.leases.get(token)?;
+        let deadline = self.leases.renew(now.instant, token, |_| ())?;
+        Some(self.until(&lease, deadline))
+    }
+
+    /// Enters who waits for a change to be committed; gives it back if the partition is gone.
+    pub(crate) fn wait_for(
+        &mut self,
+        partition: i32,
+        offset: u64,
+        change: u64,
+        who: W,
+    ) -> Option<W> {
+        match self.parts.get_mut(&partition) {
+            Some(part) => {
+                part.waiters.push(Waiter {
+                    offset,
+                    change,
+                    who,
+                });
+                None
+            }
+            None => Some(who),
+        }
+    }
+
+    /// The next time at which [`advance`](Self::advance) has something to do.
+    pub(crate) fn next_due(&mut self) -> Option<Instant> {
+        let delayed = self.parts.values().filter_map(|part| part.delayed.peek());
+        let delayed = delayed.map(|Reverse((due, _))| *due).min();
+        match (delayed, self.leases.next_deadline()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// How many messages are in the hands of the application.
+    pub(crate) fn live(&self) -> usize {
+        self.leases.live()
+    }
+
+    /// Ends every lease: what is held comes back. It was handed out, so it is an attempt.
+    pub(crate) fn return_all(&mut self, now: Now) {
+        for token in self.leases.tokens(|_| true) {
+            if let Some(lease) = self.leases.end(token) {
+                self.lapse(now, lease);
+            }
+        }
+    }
+
+    /// What to commit: of one partition that is given up, all that is known of it; of the others what
+    /// changed, and how far may be read on.
+    pub(crate) fn commits(&self, giving_up: Option<&[i32]>) -> Vec<Commit> {
+        let mut commits = Vec::new();
+        for (&partition, part) in &self.parts {
+            let clean = match giving_up {
+                Some(which) if !which.contains(&partition) => continue,
+                Some(_) => true,
+                None => false,
+            };
+            let ahead = part.leaving.is_none().then_some(AHEAD);
+            let wants_room = ahead.is_some() && part.tracker.next() + AHEAD / 2 > part.reach;
+            if !clean && !wants_room && part.committed == Some(part.tracker.change()) {
+                continue;
+            }
+            // One that is being given up is read no further, and may still hold something.
+            let reach = match (clean, ahead) {
+                (true, _) => None,
+                (false, ahead) => Some(ahead.unwrap_or_default()),
+            };
+            commits.push(Commit {
+                partition,
+                epoch: part.epoch,
+                snapshot: part.tracker.snapshot(self.leases.length(), reach),
+                reach: part.tracker.next() + reach.unwrap_or_default(),
+            });
+        }
+        commits
+    }
+
+    /// A commit was taken: who waited for what is in it.
+    pub(crate) fn committed(&mut self, commit: &Commit) -> Vec<W> {
+        let Some(part) = self.parts.get_mut(&commit.partition) else {
+            return Vec::new();
+        };
+        if part.epoch != commit.epoch {
+            return Vec::new();
+        }
+        part.committed = Some(commit.snapshot.change);
+        part.reach = part.reach.max(commit.reach);
+        let (done, waiting) = std::mem::take(&mut part.waiters)
+            .into_iter()
+            .partition(|w| commit.snapshot.holds(w.offset, w.change));
+        part.waiters = waiting;
+        let done: Vec<Waiter<W>> = done;
+        done.into_iter().map(|w| w.who).collect()
+    }
+}
