@@ -8,7 +8,7 @@ use conformance_tests::harnesses::MemoryHarness;
 
 fn main() -> ExitCode {
     #[cfg_attr(
-        not(any(feature = "redis", feature = "nats")),
+        not(any(feature = "kafka", feature = "nats", feature = "redis")),
         expect(unused_mut, reason = "memory alone")
     )]
     let mut harnesses: Vec<Arc<dyn Harness>> = vec![
@@ -23,5 +23,7 @@ fn main() -> ExitCode {
     }
     #[cfg(feature = "nats")]
     harnesses.push(Arc::new(conformance_tests::harnesses::NatsHarness::new()));
+    #[cfg(feature = "kafka")]
+    harnesses.push(Arc::new(conformance_tests::harnesses::KafkaHarness::new()));
     conformance_tests::main(harnesses)
 }

@@ -1,5 +1,7 @@
 //! The harnesses of this workspace's backends.
 
+#[cfg(feature = "kafka")]
+mod kafka;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
@@ -7,6 +9,8 @@ mod net;
 #[cfg(feature = "redis")]
 mod redis;
 
+#[cfg(feature = "kafka")]
+pub use kafka::KafkaHarness;
 pub use memory::MemoryHarness;
 #[cfg(feature = "nats")]
 pub use nats::NatsHarness;
