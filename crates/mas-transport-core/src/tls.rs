@@ -49,6 +49,17 @@ impl Tls {
         self.client = Some((certificate_pem.into(), key_pem.into()));
         self
     }
+
+    /// The authorities, as PEM text: for a backend whose client reads certificates itself.
+    pub fn authority_pem(&self) -> Option<&[u8]> {
+        self.authority.as_deref()
+    }
+
+    /// The client certificate and its key, as PEM text, likewise. The key is a secret.
+    pub fn client_pem(&self) -> Option<(&[u8], &[u8])> {
+        let (certificate, key) = self.client.as_ref()?;
+        Some((certificate, key))
+    }
 }
 
 impl fmt::Debug for Tls {

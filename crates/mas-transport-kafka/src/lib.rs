@@ -21,8 +21,10 @@ mod keys;
 mod mark;
 mod member;
 mod native;
+mod passed;
 mod publish;
 mod record;
+mod security;
 mod settle;
 mod share;
 mod topics;
@@ -31,6 +33,8 @@ mod transport;
 
 pub use config::{Acks, Compression, GroupProtocol, KafkaConfig};
 pub use native::KafkaNative;
+pub use passed::NativeRefused;
+pub use security::{Mechanism, SSL};
 pub use transport::KafkaTransport;
 
 /// What errors and capabilities call this backend.

@@ -1,8 +1,13 @@
 //! The backends of this library, registered as anybody's.
 
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "kafka", feature = "nats", feature = "redis"))]
 use mas_transport_core::Tls;
-#[cfg(any(feature = "memory", feature = "nats", feature = "redis"))]
+#[cfg(any(
+    feature = "kafka",
+    feature = "memory",
+    feature = "nats",
+    feature = "redis"
+))]
 use mas_transport_core::{Namespace, Result};
 #[cfg(feature = "redis")]
 use mas_transport_redis::Overflow;
@@ -10,21 +15,30 @@ use mas_transport_redis::Overflow;
 use crate::config::{Settings, table};
 use crate::registry::Backend;
 
+mod kafka;
+
 /// All of them: those that this build lacks are known by name and by their settings.
 pub(crate) fn all() -> Vec<Backend> {
-    vec![memory(), redis(), kafka(), nats()]
+    vec![memory(), redis(), kafka::backend(), nats()]
 }
 
-/// Those that this version has, each with the cargo feature of its name.
-pub(crate) const OF_THIS_VERSION: &[&str] = &["memory", "nats", "redis"];
-
-#[cfg(any(feature = "memory", feature = "nats", feature = "redis"))]
+#[cfg(any(
+    feature = "kafka",
+    feature = "memory",
+    feature = "nats",
+    feature = "redis"
+))]
 fn namespace(settings: &Settings) -> Result<Namespace> {
     Namespace::new(settings.text(table::MAS_NAMESPACE).unwrap_or_default())
 }
 
 /// The largest message, in bytes.
-#[cfg(any(feature = "memory", feature = "nats", feature = "redis"))]
+#[cfg(any(
+    feature = "kafka",
+    feature = "memory",
+    feature = "nats",
+    feature = "redis"
+))]
 fn max_message_bytes(settings: &Settings) -> usize {
     let bytes = settings.whole(table::MESSAGE_MAX_SIZE);
     bytes
@@ -182,7 +196,7 @@ fn check_tls(settings: &mut Settings, names: TlsNames) {
 }
 
 /// Certificates that are set ask for an encrypted connection as much as the switch does.
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "kafka", feature = "nats", feature = "redis"))]
 fn tls(settings: &Settings, backend: &'static str, names: TlsNames) -> Result<Option<Tls>> {
     let authority = settings.text(names.authority);
     let certificate = settings.text(names.certificate);
@@ -203,38 +217,13 @@ fn tls(settings: &Settings, backend: &'static str, names: TlsNames) -> Result<Op
     Ok(Some(tls))
 }
 
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "kafka", feature = "nats", feature = "redis"))]
 fn file(backend: &'static str, variable: &'static str, path: &str) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|error| {
         mas_transport_core::Error::invalid("connect", "the file cannot be read")
             .on(backend)
             .with(variable, path.escape_debug())
             .because(error)
-    })
-}
-
-fn kafka() -> Backend {
-    let mut backend = Backend::lacking("kafka");
-    backend.variables = table::KAFKA.to_vec();
-    backend.host("KAFKA_BROKERS").check_with(|settings| {
-        if settings
-            .get("KAFKA_MESSAGE_TTL")
-            .is_some_and(|s| s.is_set())
-        {
-            settings.caution("KAFKA_MESSAGE_TTL", NO_EXPIRY);
-        }
-        match settings.text("KAFKA_ACKS") {
-            Some("1") => settings.caution(
-                "KAFKA_ACKS",
-                "a receipt survives the broker's process only: a leader that dies loses what \
-                     its replicas have not copied",
-            ),
-            Some("0") => settings.caution(
-                "KAFKA_ACKS",
-                "a receipt says nothing: what the leader does not take is lost",
-            ),
-            _ => {}
-        }
     })
 }
 

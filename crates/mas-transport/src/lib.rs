@@ -27,8 +27,8 @@
 //!
 //! [`Config`] says where the settings come from; [`Registry`] takes backends of your own.
 //!
-//! Cargo features: `memory` (default), `nats` and `redis`, one for each backend. `PROTOCOL_TYPE` chooses
-//! among those that are compiled in.
+//! Cargo features: `memory` (default), `kafka`, `nats` and `redis`, one for each backend, and `kafka-ssl` for
+//! TLS and SCRAM on Kafka. `PROTOCOL_TYPE` chooses among those that are compiled in.
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -47,6 +47,8 @@ mod secret;
 pub use bus::{Bus, BusOptions, Purge};
 pub use config::{Caution, Config, Kind, Origin, Problem, Setting, Settings, Variable};
 pub use mas_transport_core::*;
+#[cfg(feature = "kafka")]
+pub use mas_transport_kafka as kafka;
 #[cfg(feature = "memory")]
 pub use mas_transport_memory as memory;
 #[cfg(feature = "nats")]
@@ -70,6 +72,8 @@ mod guides {
     struct Configuration;
     #[doc = include_str!("../../../docs/guide/delivery-semantics.md")]
     struct DeliverySemantics;
+    #[doc = include_str!("../../../docs/guide/kafka.md")]
+    struct Kafka;
     #[doc = include_str!("../../../docs/guide/nats.md")]
     struct Nats;
     #[doc = include_str!("../../../docs/guide/operating.md")]

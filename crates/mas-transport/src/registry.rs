@@ -9,7 +9,7 @@ use mas_transport_core::{Error, ErrorKind, Result, Transport};
 
 use crate::backends;
 use crate::config::table::COMMON;
-use crate::config::{Settings, Variable};
+use crate::config::{Family, Settings, Variable};
 
 type Connect =
     Arc<dyn Fn(Settings) -> BoxFuture<'static, Result<Arc<dyn Transport>>> + Send + Sync>;
@@ -128,6 +128,8 @@ pub struct Backend {
     pub(crate) scheme: &'static str,
     pub(crate) aliases: Vec<&'static str>,
     pub(crate) variables: Vec<Variable>,
+    /// Settings besides that it passes on.
+    pub(crate) family: Option<Family>,
     pub(crate) parts: Parts,
     pub(crate) checks: Vec<fn(&mut Settings)>,
     /// How to connect; or the name of one that this build lacks.
@@ -197,6 +199,7 @@ impl Backend {
             scheme,
             aliases: Vec::new(),
             variables: Vec::new(),
+            family: None,
             parts: Parts::default(),
             checks: Vec::new(),
             link,
@@ -346,18 +349,11 @@ impl Backend {
     }
 }
 
-/// Each backend comes with the cargo feature of its name, in the versions that have it.
+/// Each backend comes with the cargo feature of its name.
 fn lacks(name: &str) -> String {
-    match backends::OF_THIS_VERSION.contains(&name) {
-        true => format!(
-            "this build lacks the backend: add features = [\"{name}\"] to mas-transport in Cargo.toml"
-        ),
-        false => format!(
-            "mas-transport {} has no {name} backend yet; there is {}",
-            env!("CARGO_PKG_VERSION"),
-            backends::OF_THIS_VERSION.join(", ")
-        ),
-    }
+    format!(
+        "this build lacks the backend: add features = [\"{name}\"] to mas-transport in Cargo.toml"
+    )
 }
 
 impl fmt::Debug for Backend {
@@ -367,5 +363,63 @@ impl fmt::Debug for Backend {
             .field("aliases", &self.aliases)
             .field("variables", &self.variables)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, feature = "memory"))]
+mod tests {
+    use mas_transport_memory::MemoryBroker;
+
+    use super::*;
+    use crate::config::Kind;
+    use crate::{Bus, Config};
+
+    /// A registry that knows a backend by its name and its settings only.
+    fn registry() -> Registry {
+        let mut tape = Backend::lacking("tape");
+        let speed = Variable::new("TAPE_SPEED", Kind::Text, "How fast.");
+        tape.variables.push(speed);
+        Registry(Arc::new(RwLock::new(BTreeMap::from([("tape", tape)]))))
+    }
+
+    fn own(scheme: &'static str) -> Backend {
+        Backend::new(scheme, |_: Settings| async {
+            MemoryBroker::new(Default::default()).connect().await
+        })
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_is_there_goes_before_a_mere_name() {
+        let registry = registry();
+        assert_eq!(registry.backends(), [""; 0]);
+        let wrong = Config::new().backend("tape").registry(registry.clone());
+        let refused = wrong.validate().unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported);
+        assert!(
+            refused.to_string().contains("features = [\"tape\"]"),
+            "{refused}"
+        );
+
+        let reel = Variable::new("TAPE_REEL", Kind::Text, "Which.").default("first");
+        registry.register(own("tape").variable(reel)).unwrap();
+        assert_eq!(registry.backends(), ["tape"]);
+        let config = Config::from_vars([("TRANSPORT_URL", "tape://")]).registry(registry.clone());
+        let settings = config.resolve();
+        assert_eq!(settings.text("TAPE_REEL"), Some("first"));
+        // The variables of the other one are gone with it.
+        assert!(settings.get("TAPE_SPEED").is_none());
+        Bus::connect(config).await.unwrap();
+        // Now it is there, and another cannot take its name.
+        let again = registry.register(own("tape")).unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::Conflict);
+    }
+
+    #[tokio::test]
+    async fn it_does_so_by_another_name_as_well() {
+        let registry = registry();
+        registry.register(own("panda").alias("tape")).unwrap();
+        let config = Config::new().backend("tape").registry(registry);
+        assert_eq!(config.resolve().backend(), "panda");
+        Bus::connect(config).await.unwrap();
     }
 }

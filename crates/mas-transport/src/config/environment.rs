@@ -33,7 +33,7 @@ impl Resolver {
                 meant,
                 kind,
             };
-            match (self.find(name), raw) {
+            match (self.adopt(name), raw) {
                 (Some(name), Ok(raw)) => {
                     let (raw, origin) = (raw.clone(), Origin::Environment(name.to_owned()));
                     layer.insert(name, Given { raw, origin });

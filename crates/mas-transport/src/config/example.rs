@@ -97,7 +97,9 @@ fn lines(registry: &Registry, only: Option<&str>) -> Result<Vec<Line>> {
         }
     }
     let sections = sections(&backends);
-    let all = sections.iter().flat_map(|(_, variables)| variables.iter());
+    let all = sections
+        .iter()
+        .flat_map(|(_, variables, _)| variables.iter());
     let line = |variable: &Variable| {
         let (value, live) = match (variable.name, only, backends.as_slice()) {
             (table::PROTOCOL_TYPE, Some(only), _) => (only.to_owned(), true),
@@ -188,6 +190,8 @@ fn example(variable: &Variable) -> String {
         _ if variable.name == table::MAS_CONFIG => "/etc/mas/mas.toml",
         _ if variable.name == "REDIS_HOST" => "localhost",
         _ if variable.name == "REDIS_PORT" => "6379",
+        // No more than there are replicas by default.
+        _ if variable.name == "KAFKA_MIN_INSYNC_REPLICAS" => "1",
         (None, Kind::Url) => "redis://user:password@host:6379/0",
         (None, Kind::Switch) => "true",
         (None, Kind::Whole(least, most)) => return 1_000_000.clamp(least, most).to_string(),

@@ -20,6 +20,7 @@ use std::path::Path;
 use mas_transport_core::Result;
 
 pub use self::settings::{Caution, Origin, Problem, Setting, Settings};
+pub(crate) use self::variable::Family;
 pub use self::variable::{Kind, Variable};
 use crate::registry::Registry;
 use crate::requirements::Requirements;

@@ -3,14 +3,14 @@
 use std::fmt::Write;
 
 use super::table::COMMON;
-use super::variable::{Kind, Variable};
+use super::variable::{Family, Kind, Variable};
 use crate::registry::{Backend, Registry};
 
-/// A heading, and the settings under it.
-pub(super) type Section<'a> = (String, &'a [Variable]);
+/// A heading, the settings under it, and what is passed on besides.
+pub(super) type Section<'a> = (String, &'a [Variable], Option<Family>);
 
 pub(super) fn sections(backends: &[Backend]) -> Vec<Section<'_>> {
-    let mut sections = vec![("Every backend".to_owned(), COMMON)];
+    let mut sections = vec![("Every backend".to_owned(), COMMON, None)];
     // As people look for them; what is registered besides comes last, by name.
     let known = ["memory", "redis", "nats", "kafka"];
     let place = |backend: &&Backend| {
@@ -29,7 +29,7 @@ pub(super) fn sections(backends: &[Backend]) -> Vec<Section<'_>> {
             "nats" => "NATS JetStream".to_owned(),
             other => other.to_owned(),
         };
-        sections.push((title, &backend.variables));
+        sections.push((title, &backend.variables, backend.family));
     }
     sections
 }
@@ -37,11 +37,8 @@ pub(super) fn sections(backends: &[Backend]) -> Vec<Section<'_>> {
 pub(super) fn markdown(registry: &Registry) -> String {
     let backends = registry.snapshot();
     let mut page = INTRODUCTION.to_owned();
-    for (title, variables) in sections(&backends) {
+    for (title, variables, family) in sections(&backends) {
         let _ = write!(page, "\n## {title}\n");
-        if title == "Kafka" {
-            page.push_str(AHEAD);
-        }
         page.push_str("\n| variable | default | allowed | meaning |\n|---|---|---|---|\n");
         for variable in variables {
             let default = match variable.default {
@@ -60,6 +57,9 @@ pub(super) fn markdown(registry: &Registry) -> String {
                 cell(&variable.kind.to_string()),
                 cell(variable.about)
             );
+        }
+        if let Some(Family { prefix, about }) = family {
+            let _ = writeln!(page, "| `{prefix}…` | none | text | {} |", cell(about));
         }
     }
     page
@@ -98,9 +98,4 @@ If that is a setting of a backend that was not chosen, `mas doctor` warns of it,
 Durations are numbers with units: `500ms`, `5s`, `1m 30s`, `24h`. Sizes are plain bytes or have a unit, and
 the units are binary: `KB`, `MB` and `GB` are the same as `KiB`, `MiB` and `GiB`, so `1MB` is 1,048,576 bytes.
 Lists go by comma. `true` may be `1`, `yes` or `on`, and `false` likewise.
-";
-
-const AHEAD: &str = "
-The names are fixed and checked; the backend itself comes with the cargo feature of its name, in the
-versions that have it.
 ";

@@ -12,7 +12,6 @@ use super::settings::{Origin, Problem, Setting, Settings};
 use super::table::{self, COMMON};
 use super::url::TransportUrl;
 use super::variable::{Kind, Variable, printable};
-use crate::backends::OF_THIS_VERSION;
 use crate::registry::Backend;
 use crate::secret::{HIDDEN, Secret};
 
@@ -75,6 +74,9 @@ pub(super) fn resolve(config: &Config) -> Settings {
         None => Layer::new(),
     };
     let mut layers = [code, environment, file];
+    for layer in &layers {
+        resolver.adopt_options(layer);
+    }
     let (name, backend) = resolver.choose(&layers);
     let cautions = resolver.slips(backend.as_ref());
     let forgotten = resolver.forgotten(&layers);
@@ -153,6 +155,42 @@ impl Resolver {
         });
     }
 
+    /// Makes a setting of a name that a backend passes on, and of nothing else.
+    pub(super) fn adopt(&mut self, name: &str) -> Option<&'static str> {
+        if let Some(name) = self.find(name) {
+            return Some(name);
+        }
+        let mut backends = self.backends.iter_mut();
+        let (backend, member) = backends.find_map(|backend| {
+            let member = backend.family?.member(name)?;
+            Some((backend, member))
+        })?;
+        backend.variables.push(member);
+        Some(member.name)
+    }
+
+    fn adopt_key(&mut self, key: &str) -> Option<&'static str> {
+        let name = key.to_ascii_uppercase().replace('.', "_");
+        let mut families = self.backends.iter().filter_map(|backend| backend.family);
+        match families.any(|family| family.member(&name).is_some()) {
+            true => self.adopt(&name),
+            false => None,
+        }
+    }
+
+    /// Likewise of the options of a URL.
+    fn adopt_options(&mut self, layer: &Layer) {
+        let url = layer.get(table::TRANSPORT_URL);
+        let url = url.and_then(|given| TransportUrl::parse(given.raw.expose()).ok());
+        let Some(url) = url else { return };
+        let prefix = self.backend(&url.scheme).map(Backend::prefix);
+        for (option, _) in url.options {
+            if let Some(prefix) = &prefix {
+                self.adopt(&format!("{prefix}{}", option.to_ascii_uppercase()));
+            }
+        }
+    }
+
     fn code(&mut self, config: &Config) -> Layer {
         let origin = match config.on_command_line {
             true => Origin::CommandLine,
@@ -160,7 +198,7 @@ impl Resolver {
         };
         let mut layer = Layer::new();
         for (name, raw) in &config.code {
-            match self.find(name) {
+            match self.adopt(name) {
                 Some(name) => {
                     let (raw, origin) = (raw.clone(), origin.clone());
                     layer.insert(name, Given { raw, origin });
@@ -207,7 +245,12 @@ impl Resolver {
                 key: key.clone(),
             };
             let found = self.known().find(|variable| variable.key() == key);
-            match (found.map(|variable| variable.name), value) {
+            let found = match found.map(|variable| variable.name) {
+                Some(name) => Some(name),
+                // What is passed on may be written as its own names are: kafka.config.linger.ms.
+                None => self.adopt_key(&key),
+            };
+            match (found, value) {
                 (Some(table::MAS_CONFIG), _) => {
                     self.problem(key, origin, "a file cannot name another file", None);
                 }
@@ -338,11 +381,7 @@ impl Resolver {
             names.join(", ")
         };
         let there = part(|backend| backend.link.is_ok());
-        let is_off = |backend: &Backend| {
-            let lacking = backend.link.as_ref().err();
-            lacking.is_some_and(|name| OF_THIS_VERSION.contains(name))
-        };
-        let lacking = part(is_off);
+        let lacking = part(|backend| backend.link.is_err());
         let names: Vec<_> = self.backends.iter().flat_map(Backend::names).collect();
         let near = match nearest(name, names.into_iter()) {
             Some(near) => format!("did you mean {near}? "),

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use mas_transport_core::{MAX_GROUP, MAX_NAMESPACE};
 
-use super::variable::{Kind, Variable};
+use super::variable::{Family, Kind, Variable};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const YEARS: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
 const SIZES: Kind = Kind::Bytes(64 << 10, 512 << 20);
@@ -29,9 +30,9 @@ pub(crate) const COMMON: &[Variable] = &[
     Variable::new(
         PROTOCOL_TYPE,
         Kind::Text,
-        "The backend: inmemory (or memory), redis, nats, or the scheme of a backend of your own; kafka \
-         is reserved. Their cargo features are memory, redis and nats. rediss and valkeys \
-         ask for TLS as well.",
+        "The backend: inmemory (or memory), redis, nats, kafka, or the scheme of a backend of your own. \
+         Their cargo features are memory, redis, nats and kafka. rediss, valkeys and kafkas ask for \
+         TLS as well.",
     )
     .default("inmemory"),
     Variable::new(
@@ -70,7 +71,7 @@ pub(crate) const COMMON: &[Variable] = &[
         MESSAGE_MAX_SIZE,
         SIZES,
         "The largest message: payload, headers and attributes. 32 KiB of it are kept for the record \
-         of a dead letter. Units are binary: 1MB is 1,048,576 bytes.",
+         of a dead letter. Kafka takes 10MB at most. Units are binary: 1MB is 1,048,576 bytes.",
     )
     .default("1MB"),
     Variable::new(
@@ -198,9 +199,22 @@ pub(crate) const KAFKA: &[Variable] = &[
     Variable::new(
         "KAFKA_BROKERS",
         Kind::Addresses,
-        "Some of the brokers, host:port by comma.",
+        "Some of the brokers, host:port by comma; 9092 when there is no port. They tell of the others.",
     )
     .default("localhost:9092"),
+    Variable::new(
+        "KAFKA_USERNAME",
+        Kind::Text,
+        "The user, with KAFKA_PASSWORD: signs in by SASL.",
+    ),
+    Variable::new("KAFKA_PASSWORD", Kind::Secret, "The user's password."),
+    Variable::new(
+        "KAFKA_SASL_MECHANISM",
+        Kind::Choice(&["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]),
+        "How the user proves to be one. By PLAIN the password itself goes over the connection. SCRAM \
+         needs the cargo feature kafka-ssl.",
+    )
+    .default("PLAIN"),
     Variable::new(
         "KAFKA_GROUP_ID",
         Kind::Name(MAX_GROUP),
@@ -210,13 +224,15 @@ pub(crate) const KAFKA: &[Variable] = &[
     Variable::new(
         "KAFKA_TOPIC_PREFIX",
         Kind::Name(MAX_NAMESPACE),
-        "Goes in front of every topic.",
+        "What the names of Kafka topics and consumer groups begin with: orders.new is \
+         multiagent.orders.new.",
     )
     .default("multiagent"),
     Variable::new(
         "KAFKA_NUM_PARTITIONS",
         Kind::Whole(1, 10_000),
-        "The partitions of a topic that is made when it is first used.",
+        "The partitions of a topic that is made when it is first used. So many members of a group work \
+         at the same time.",
     )
     .default("3"),
     Variable::new(
@@ -226,11 +242,25 @@ pub(crate) const KAFKA: &[Variable] = &[
     )
     .default("1"),
     Variable::new(
+        "KAFKA_MIN_INSYNC_REPLICAS",
+        Kind::Whole(1, 100),
+        "How many replicas have to be in sync for such a topic to take messages; the brokers' own \
+         number, which is 1 by default, when unset.",
+    ),
+    Variable::new(
         "KAFKA_MESSAGE_TTL",
-        Kind::Duration(MILLISECOND, YEARS),
-        NO_EXPIRY,
+        Kind::Duration(Duration::from_secs(1), YEARS),
+        "How long such a topic keeps a message, settled or not. Groups are told of what is removed \
+         before they settled it, as a gap.",
     )
     .default("168h"),
+    Variable::new(
+        "KAFKA_AUTO_CREATE",
+        Kind::Switch,
+        "Whether a topic that is not there is made when it is first used. Otherwise that fails with \
+         NotFound.",
+    )
+    .default("true"),
     Variable::new(
         "KAFKA_COMPRESSION",
         Kind::Choice(&["none", "gzip", "snappy", "lz4", "zstd"]),
@@ -239,8 +269,9 @@ pub(crate) const KAFKA: &[Variable] = &[
     .default("snappy"),
     Variable::new(
         "KAFKA_ACKS",
-        Kind::Choice(&["all", "1", "0"]),
-        "Whose word a receipt takes: that of all replicas in sync, of the leader alone, or nobody's.",
+        Kind::Choice(&["all", "1"]),
+        "Whose word a receipt takes: that of all replicas in sync, or of the leader alone, which may \
+         lose what it confirmed.",
     )
     .default("all"),
     Variable::new(
@@ -249,7 +280,64 @@ pub(crate) const KAFKA: &[Variable] = &[
         "How this client calls itself in the logs of the brokers.",
     )
     .default("mas-transport"),
+    Variable::new(
+        "KAFKA_GROUP_PROTOCOL",
+        Kind::Choice(&["classic", "consumer"]),
+        "How the members of a group share partitions: among themselves, or by the brokers (KIP-848, \
+         Kafka 4.0). All members of a group use the same.",
+    )
+    .default("classic"),
+    Variable::new(
+        "KAFKA_SESSION_TIMEOUT",
+        Kind::Duration(Duration::from_secs(1), Duration::from_secs(1800)),
+        "How long a broker waits for a member before it takes it for dead. Brokers take no less than \
+         6s unless they are configured otherwise. It has no effect with \
+         KAFKA_GROUP_PROTOCOL=consumer.",
+    )
+    .default("6s"),
+    Variable::new(
+        "KAFKA_CONNECT_TIMEOUT",
+        Kind::Duration(MILLISECOND, HOUR),
+        "How long connecting goes on trying before it fails.",
+    )
+    .default("5s"),
+    Variable::new(
+        "KAFKA_RESPONSE_TIMEOUT",
+        Kind::Duration(MILLISECOND, HOUR),
+        "How long to wait for the answer to a request. Publishes wait until PUBLISH_TIMEOUT.",
+    )
+    .default("5s"),
+    Variable::new(
+        "KAFKA_TLS",
+        Kind::Switch,
+        "Whether the connections are encrypted. kafkas://, PROTOCOL_TYPE=kafkas, and each of the \
+         variables below turn it on. It needs the cargo feature kafka-ssl.",
+    ),
+    Variable::new(
+        "KAFKA_TLS_CA",
+        Kind::File,
+        "A PEM file with the authorities that may have signed the brokers' certificates; those of \
+         the system when unset.",
+    ),
+    Variable::new(
+        "KAFKA_TLS_CERT",
+        Kind::File,
+        "A PEM file with the certificate to show to the brokers.",
+    ),
+    Variable::new(
+        "KAFKA_TLS_KEY",
+        Kind::File,
+        "A PEM file with the key of that certificate.",
+    ),
 ];
+
+/// What is passed through to Kafka's client.
+pub(crate) const KAFKA_CONFIG: Family = Family {
+    prefix: "KAFKA_CONFIG_",
+    about: "A setting of librdkafka, by its name in upper case with _ for . (KAFKA_CONFIG_LINGER_MS=2 \
+            is linger.ms). One that would break what this library promises, or has a variable of its \
+            own, is refused.",
+};
 
 pub(crate) const NATS: &[Variable] = &[
     Variable::new(

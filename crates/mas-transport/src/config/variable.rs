@@ -1,11 +1,13 @@
 //! What a setting is: its name, what it may be, what it means.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::secret::{HIDDEN, Secret, without_credentials};
+use crate::secret::{HIDDEN, Secret, is_secret_name, without_credentials};
 
 /// A setting, by the name of its environment variable.
 ///
@@ -63,6 +65,43 @@ impl Variable {
     pub fn about(&self) -> &'static str {
         self.about
     }
+}
+
+/// Settings without a list: those of a client underneath, which are passed through to it. Each is a
+/// setting like any other once somebody has set it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Family {
+    /// What the names of their variables begin with.
+    pub(crate) prefix: &'static str,
+    pub(crate) about: &'static str,
+}
+
+impl Family {
+    /// The setting of this name, if it is one of them.
+    pub(crate) fn member(&self, name: &str) -> Option<Variable> {
+        let named = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
+        let own = name.strip_prefix(self.prefix)?;
+        let is_named = !own.is_empty() && own.bytes().all(named);
+        is_named.then(|| {
+            let kind = match is_secret_name(own) {
+                true => Kind::Secret,
+                false => Kind::Text,
+            };
+            Variable::new(lasting(name), kind, self.about)
+        })
+    }
+}
+
+/// A name that is not known before somebody uses it, kept for as long as the process lives, once.
+fn lasting(name: &str) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.get(name) {
+        return known;
+    }
+    let name: &'static str = Box::leak(name.into());
+    names.insert(name);
+    name
 }
 
 /// What a setting may be. Its `Display` tells people.

@@ -114,7 +114,9 @@ fn a_commented_file_is_right_once_it_is_uncommented() {
         }
         let wrong = (form.print)(&Config::new(), Some("rabbit")).unwrap_err();
         assert!(
-            wrong.to_string().contains("memory or nats or redis"),
+            wrong
+                .to_string()
+                .contains("kafka or memory or nats or redis"),
             "{wrong}"
         );
     }
@@ -151,7 +153,8 @@ fn the_file_of_one_backend_chooses_it_and_shows_its_url() {
         ("redis", "redis", "redis://user:password@localhost:6379/0"),
         ("rediss", "redis", "rediss://user:password@localhost:6379/0"),
         ("nats", "nats", "nats://user:password@localhost:4222"),
-        ("kafka", "kafka", "kafka://localhost:9092"),
+        ("kafka", "kafka", "kafka://user:password@localhost:9092"),
+        ("kafkas", "kafka", "kafkas://user:password@localhost:9092"),
         ("inmemory", "memory", "inmemory://"),
     ] {
         for form in FORMS {

@@ -83,37 +83,6 @@ fn what_cannot_be_registered_is_refused() {
     }
 }
 
-/// `kafka` is a name only: no version of this library has that backend yet.
-#[tokio::test]
-async fn a_backend_that_is_there_goes_before_a_mere_name() {
-    let registry = Registry::new();
-    let own = Backend::new("kafka", |_: Settings| async {
-        MemoryBroker::new(Default::default()).connect().await
-    });
-    let brokers = Variable::new("KAFKA_BROKERS", Kind::Text, "Where.").default("here");
-    registry.register(own.clone().variable(brokers)).unwrap();
-    assert!(registry.backends().contains(&"kafka"));
-    let config = Config::from_vars([("TRANSPORT_URL", "kafka://")]).registry(registry.clone());
-    let settings = config.resolve();
-    assert_eq!(settings.text("KAFKA_BROKERS"), Some("here"));
-    // The variables of the other one are gone with it.
-    assert!(settings.get("KAFKA_ACKS").is_none());
-    Bus::connect(config).await.unwrap();
-    // Now it is there, and another cannot take its name.
-    let again = registry.register(own).unwrap_err();
-    assert_eq!(again.kind(), ErrorKind::Conflict);
-
-    // By another name it wins as well.
-    let registry = Registry::new();
-    let panda = Backend::new("panda", |_: Settings| async {
-        MemoryBroker::new(Default::default()).connect().await
-    });
-    registry.register(panda.alias("kafka")).unwrap();
-    let config = Config::new().backend("kafka").registry(registry);
-    assert_eq!(config.resolve().backend(), "panda");
-    Bus::connect(config).await.unwrap();
-}
-
 #[test]
 fn a_scheme_that_makes_variables_ambiguous_is_refused() {
     let registry = Registry::new();
