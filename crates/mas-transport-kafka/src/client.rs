@@ -8,7 +8,7 @@ use mas_transport_core::{Error, ErrorKind, Result};
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::Client;
-use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::config::{FromClientConfigAndContext as _, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::Instant;
@@ -43,6 +43,23 @@ impl Trouble {
     }
 }
 
+/// What the client writes into its log. It is told to us, so its loudest lines are warnings here.
+pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning => {
+            tracing::warn!(target: "librdkafka", facility, "{message}");
+        }
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+            tracing::info!(target: "librdkafka", facility, "{message}");
+        }
+        RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{message}"),
+    }
+}
+
 /// The words of a client.
 #[derive(Debug)]
 struct Told(String);
@@ -60,6 +77,10 @@ impl std::error::Error for Told {}
 pub(crate) struct Asking(pub(crate) Arc<Trouble>);
 
 impl ClientContext for Asking {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         self.0.told(&error, reason);
     }

@@ -460,6 +460,11 @@ impl KafkaConfig {
         }
         client.set("bootstrap.servers", self.address());
         client.set("client.id", &self.client_id);
+        // With `rebootstrap` (the default since 2.11) a client that had lost its only broker for a moment
+        // never read from it again: seen with 2.12.1.
+        client.set("metadata.recovery.strategy", "none");
+        client.set("reconnect.backoff.ms", "50");
+        client.set("reconnect.backoff.max.ms", "1000");
         self.security.apply(&mut client);
         client
     }

@@ -98,10 +98,13 @@ impl Keeper {
 
     /// Hears what the client has to tell.
     fn listen(&self, consumer: &Consumer) {
-        while let Some(told) = consumer.poll(Duration::ZERO) {
-            match told {
+        loop {
+            let heard = consumer.context().heard();
+            match consumer.poll(Duration::ZERO) {
+                None if consumer.context().heard() == heard => return,
+                None => {}
                 // It was on its way when its partition got a queue of its own.
-                Ok(record) => {
+                Some(Ok(record)) => {
                     let (partition, offset) = (record.partition(), record.offset());
                     let raw = Raw::of(&record);
                     let mut state = lock(&self.member.state);
@@ -109,7 +112,7 @@ impl Keeper {
                     state.share.arrived(now(), partition, offset, raw);
                     self.member.arrived.notify_one();
                 }
-                Err(told) => fetch::trouble(&self.member, None, told),
+                Some(Err(told)) => fetch::trouble(&self.member, None, told),
             }
         }
     }

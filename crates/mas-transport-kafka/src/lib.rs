@@ -19,8 +19,12 @@ mod info;
 mod keeper;
 mod keys;
 mod mark;
+#[cfg(test)]
+mod mark_tests;
 mod member;
 mod native;
+#[cfg(test)]
+mod notes_tests;
 mod passed;
 mod publish;
 mod record;
@@ -29,6 +33,10 @@ mod settle;
 mod share;
 mod topics;
 mod tracker;
+#[cfg(test)]
+mod tracker_model;
+#[cfg(test)]
+mod tracker_tests;
 mod transport;
 
 pub use config::{Acks, Compression, GroupProtocol, KafkaConfig};

@@ -250,7 +250,7 @@ fn put_settled(
         }
     }
     let rest = rest.unwrap_or_else(|| Runs::new(0, 0));
-    if all && 1 + plain.len() <= len(bitmap.len() as u64) + bitmap.len() + rest.len() {
+    if all && plain.len() < len(bitmap.len() as u64) + bitmap.len() + rest.len() {
         put(out, 0);
         plain.put(out);
         return None;

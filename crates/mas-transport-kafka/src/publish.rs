@@ -10,6 +10,7 @@ use mas_transport_core::{
     Confirm, Durability, Error, ErrorKind, Message, Position, Receipt, Result, Topic,
 };
 use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseRecord, NoCustomPartitioner, ProducerContext, ThreadedProducer};
@@ -18,7 +19,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::BACKEND;
-use crate::client::Trouble;
+use crate::client::{self, Trouble};
 use crate::config::{Acks, Compression, KafkaConfig};
 use crate::error;
 use crate::record::Outgoing;
@@ -40,6 +41,10 @@ pub(crate) type Producer = ThreadedProducer<Delivered>;
 pub(crate) struct Delivered(pub(crate) Arc<Trouble>);
 
 impl ClientContext for Delivered {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         self.0.told(&error, reason);
     }
@@ -70,7 +75,7 @@ pub(crate) fn position(partition: i32, offset: i64) -> Position {
 
 /// The settings of the client that publishes.
 pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
-    let mut client = config.client();
+    let mut settings = config.client();
     let largest = config.max_message_bytes + (64 << 10);
     let compression = match config.compression {
         Compression::None => "none",
@@ -79,7 +84,7 @@ pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
         Compression::Lz4 => "lz4",
         Compression::Zstd => "zstd",
     };
-    client
+    settings
         // The partition of a key is the one that Java's clients choose.
         .set("partitioner", "murmur2_random")
         .set("compression.type", compression)
@@ -91,13 +96,15 @@ pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
         .set("message.timeout.ms", LINGERS)
         .set("topic.metadata.propagation.max.ms", "5000");
     match config.acks {
-        Acks::All => client.set("acks", "all").set("enable.idempotence", "true"),
+        Acks::All => settings
+            .set("acks", "all")
+            .set("enable.idempotence", "true"),
         // Without idempotence a retry could overtake what was sent behind it.
-        Acks::Leader => client
+        Acks::Leader => settings
             .set("acks", "1")
             .set("max.in.flight.requests.per.connection", "1"),
     };
-    client
+    settings
 }
 
 /// Where the outcome of a message belongs.

@@ -410,12 +410,11 @@ impl<T> Tracker<T> {
     /// What to commit now. `reach`: how many offsets beyond [`next`](Self::next) the owner may
     /// fetch before the next commit; none if it gives the partition up and holds nothing any more.
     ///
-    /// What a former owner may have handed out, and was not fetched since, stays within reach.
+    /// What a former owner may have handed out, and nobody has begun since, stays within reach.
     pub(crate) fn snapshot(&self, lease: Duration, reach: Option<u64>) -> Snapshot {
         let position = self.position();
-        let reach = reach.map_or(0, |more| {
-            self.next.saturating_add(more).max(self.doubt) - position
-        });
+        let read = reach.map_or(0, |more| self.next.saturating_add(more));
+        let reach = read.max(self.doubt).saturating_sub(position);
         let (metadata, end) = mark::write(lease, reach, self.runs(), self.notes());
         let left_out = self.waiting.iter().map(|(at, note)| (*at, note.since));
         Snapshot {
