@@ -255,8 +255,8 @@ impl KafkaConfig {
     }
 
     /// How long a topic that is made here keeps a message, settled or not: `retention.ms`, 1 s or more;
-    /// 168 h by default, as brokers have it. `None` keeps it for ever. What a broker removes before a
-    /// group has settled it, the group is told of as a gap.
+    /// 168 h by default, as brokers have it. `None` keeps it for ever, as dead letters are. What a broker
+    /// removes before a group has settled it, the group is told of as a gap.
     #[must_use]
     pub fn retention(mut self, retention: impl Into<Option<Duration>>) -> Self {
         self.retention = retention.into();

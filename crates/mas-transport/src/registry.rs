@@ -190,6 +190,15 @@ impl Backend {
     }
 
     /// One that this build lacks.
+    #[cfg_attr(
+        all(
+            feature = "kafka",
+            feature = "memory",
+            feature = "nats",
+            feature = "redis"
+        ),
+        allow(dead_code, reason = "this build lacks none")
+    )]
     pub(crate) fn lacking(scheme: &'static str) -> Self {
         Self::described(scheme, Err(scheme))
     }
@@ -366,7 +375,8 @@ impl fmt::Debug for Backend {
     }
 }
 
-#[cfg(all(test, feature = "memory"))]
+#[cfg(feature = "memory")]
+#[cfg(test)]
 mod tests {
     use mas_transport_memory::MemoryBroker;
 

@@ -212,7 +212,8 @@ fn config(settings: &Settings) -> Result<mas_transport_kafka::KafkaConfig> {
     }
 }
 
-#[cfg(all(test, feature = "kafka"))]
+#[cfg(feature = "kafka")]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::Config;

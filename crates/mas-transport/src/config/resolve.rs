@@ -259,7 +259,17 @@ impl Resolver {
                 }
                 (Some(name), Ok(raw)) => {
                     let raw = Secret::from(raw);
-                    layer.insert(name, Given { raw, origin });
+                    match layer.get(name) {
+                        // By two of its spellings.
+                        Some(other) if other.raw.expose() != raw.expose() => {
+                            let what = format!("it is something else by {} too", other.origin);
+                            let allowed = "set it in one of the two places".to_owned();
+                            self.problem(key, origin, what, Some(allowed));
+                        }
+                        _ => {
+                            layer.insert(name, Given { raw, origin });
+                        }
+                    }
                 }
                 (Some(_), Err(what)) => self.problem(key, origin, what, None),
                 (None, _) => {

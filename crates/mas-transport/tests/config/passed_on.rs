@@ -54,6 +54,16 @@ fn it_stands_in_urls_and_files_too() {
         assert_eq!(problems(&settings), [""; 0], "{name}");
         assert_eq!(settings.text(LINGER), Some("2"), "{name}");
     }
+    let file = Scratch::new(
+        "twice.toml",
+        "[kafka]\nconfig_linger_ms = 2\n[kafka.config]\nlinger_ms = 3\n",
+    );
+    let settings = Config::from_vars([KAFKA]).file(file.path()).resolve();
+    let told = problems(&settings);
+    assert!(
+        told.len() == 1 && told[0].contains("kafka.config.linger_ms"),
+        "{told:?}"
+    );
     // Of a backend that passes nothing on there is no such table.
     let file = Scratch::new("wrong.toml", "[nats.config]\nlinger_ms = 2\n");
     let settings = Config::from_vars([KAFKA]).file(file.path()).resolve();
