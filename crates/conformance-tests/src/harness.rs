@@ -246,6 +246,9 @@ pub struct Timing {
     pub quiet: Duration,
     /// How long something that has to happen may take.
     pub patience: Duration,
+    /// How much longer a trial may run than on other backends before it counts as stuck: what starting a
+    /// broker costs, and noticing that a member is dead.
+    pub slower: Duration,
 }
 
 impl Timing {
@@ -257,6 +260,7 @@ impl Timing {
             slack: Duration::from_millis(10),
             quiet: Duration::from_secs(100),
             patience: Duration::from_secs(600),
+            slower: Duration::ZERO,
         }
     }
 
@@ -268,6 +272,7 @@ impl Timing {
             slack: Duration::from_secs(2),
             quiet: Duration::from_millis(300),
             patience: Duration::from_secs(10),
+            slower: Duration::ZERO,
         }
     }
 }

@@ -98,7 +98,7 @@ pub fn run(harness: &Arc<dyn Harness>, def: &TrialDef, how: Run) -> Result<(), S
             let _ = done.send(verdict);
         })
     };
-    let limit = how.limit.unwrap_or(def.limit);
+    let limit = how.limit.unwrap_or(def.limit + harness.timing().slower);
     let mut verdict = match spawned {
         Ok(_) => wait.recv_timeout(limit).unwrap_or_else(|_| {
             Err(

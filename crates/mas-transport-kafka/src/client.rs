@@ -11,11 +11,15 @@ use rdkafka::client::Client;
 use rdkafka::config::{FromClientConfigAndContext as _, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::BACKEND;
 use crate::config::KafkaConfig;
 use crate::error;
+
+/// Most questions on their way.
+const SIDE_BY_SIDE: usize = 8;
 
 /// What a client told of last, beside the answers to requests: why it cannot connect, mostly.
 #[derive(Debug, Default)]
@@ -91,6 +95,9 @@ pub(crate) struct Asker {
     pub(crate) config: Arc<KafkaConfig>,
     admin: Mutex<Option<Arc<AdminClient<Asking>>>>,
     trouble: Arc<Trouble>,
+    /// How many questions go out side by side: those behind do not wait at the broker, where the time for
+    /// an answer runs.
+    turns: Semaphore,
 }
 
 impl std::fmt::Debug for Asker {
@@ -110,7 +117,13 @@ impl Asker {
             config,
             admin: Mutex::new(Some(Arc::new(admin))),
             trouble,
+            turns: Semaphore::new(SIDE_BY_SIDE),
         })
+    }
+
+    /// Waits for its turn to ask.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
     }
 
     /// Asks something on a thread that may block, within the time for an answer.
@@ -133,6 +146,7 @@ impl Asker {
         + Send
         + 'static,
     ) -> Result<T> {
+        let _turn = self.turn().await;
         let admin = self.admin(operation)?;
         let since = Instant::now();
         let asked = tokio::task::spawn_blocking(move || {

@@ -10,6 +10,7 @@ use rdkafka::consumer::Consumer as _;
 use tokio::time::{Instant, sleep};
 
 use crate::consumer;
+use crate::error;
 use crate::member::Member;
 use crate::settle::Place;
 
@@ -80,7 +81,12 @@ pub(crate) async fn commit(member: &Arc<Member>, giving_up: Option<&[i32]>) -> D
         Some(Err(told)) => {
             // Also while partitions change hands, in which case the next one is taken.
             let fenced = consumer.assignment_lost();
+            let gone = error::code(&told).is_some_and(error::is_missing);
             let error = member.told("settle", since, told);
+            if gone {
+                lock(&member.state).topic_gone = true;
+                member.events.notify_one();
+            }
             tracing::debug!(%error, "a commit was not taken");
             if error.kind() == ErrorKind::Unauthorized {
                 lock(&member.state).error = Some(error);

@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mas_transport_core::backend::lock;
 use rdkafka::ClientContext;
-use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::config::{FromClientConfigAndContext as _, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{
     BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol,
@@ -18,7 +18,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 use tokio::sync::Notify;
 
-use crate::client::Trouble;
+use crate::client::{self, Trouble};
 use crate::config::{GroupProtocol, KafkaConfig};
 
 /// The client of a member.
@@ -40,6 +40,8 @@ pub(crate) struct Watch {
     trouble: Arc<Trouble>,
     changes: Mutex<VecDeque<Change>>,
     closing: AtomicBool,
+    /// How many things were told.
+    heard: AtomicU64,
 }
 
 impl Watch {
@@ -48,11 +50,22 @@ impl Watch {
             trouble,
             changes: Mutex::default(),
             closing: AtomicBool::new(false),
+            heard: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn next_change(&self) -> Option<Change> {
         lock(&self.changes).pop_front()
+    }
+
+    /// How many things were told so far. A poll without waiting hears one of them at most, and its answer
+    /// is the same as when there was none.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Acquire)
+    }
+
+    fn hears(&self) {
+        self.heard.fetch_add(1, Ordering::AcqRel);
     }
 
     /// From now on partitions are given up as soon as that is asked.
@@ -62,6 +75,15 @@ impl Watch {
 }
 
 impl ClientContext for Watch {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.hears();
+        client::log(level, facility, message);
+    }
+
+    fn stats_raw(&self, _statistics: &[u8]) {
+        self.hears();
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         self.trouble.told(&error, reason);
     }
@@ -74,6 +96,7 @@ impl ConsumerContext for Watch {
         told: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
+        self.hears();
         let assigned = told == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         let numbers = || {
             partitions
@@ -117,10 +140,10 @@ pub(crate) fn make(
     trouble: Arc<Trouble>,
     events: Arc<Notify>,
 ) -> KafkaResult<Arc<Consumer>> {
-    let mut client = config.client();
+    let mut settings = config.client();
     let heartbeat =
         (config.session_timeout / 12).clamp(Duration::from_millis(100), Duration::from_secs(1));
-    client
+    settings
         .set("group.id", group)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
@@ -132,11 +155,9 @@ pub(crate) fn make(
         .set("fetch.queue.backoff.ms", "5")
         .set("fetch.wait.max.ms", "500")
         .set("queued.min.messages", "10000")
-        .set("queued.max.messages.kbytes", "16384")
-        .set("reconnect.backoff.ms", "50")
-        .set("reconnect.backoff.max.ms", "1000");
+        .set("queued.max.messages.kbytes", "16384");
     match config.group_protocol {
-        GroupProtocol::Classic => client
+        GroupProtocol::Classic => settings
             .set("group.protocol", "classic")
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set(
@@ -144,9 +165,12 @@ pub(crate) fn make(
                 config.session_timeout.as_millis().to_string(),
             )
             .set("heartbeat.interval.ms", heartbeat.as_millis().to_string()),
-        GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
+        GroupProtocol::Consumer => settings.set("group.protocol", "consumer"),
     };
-    let mut consumer = Consumer::from_config_and_context(&client, Watch::new(trouble))?;
+    if let Ok(d) = std::env::var("MASDBG") {
+        settings.set("debug", d);
+    }
+    let mut consumer = Consumer::from_config_and_context(&settings, Watch::new(trouble))?;
     consumer.set_nonempty_callback(move || events.notify_one());
     Ok(Arc::new(consumer))
 }

@@ -185,6 +185,17 @@ pub(crate) fn meaning(code: Code) -> (ErrorKind, &'static str) {
     }
 }
 
+/// Whether a code says that there is no such topic.
+pub(crate) fn is_missing(code: Code) -> bool {
+    matches!(
+        code,
+        Code::UnknownTopicOrPartition
+            | Code::UnknownTopic
+            | Code::UnknownPartition
+            | Code::UnknownTopicId
+    )
+}
+
 /// Whether the partitions of a member that is told this belong to others.
 pub(crate) fn is_fenced(code: Code) -> bool {
     meaning(code).0 == ErrorKind::LeaseLost

@@ -9,7 +9,6 @@ use mas_transport_core::backend::lock;
 use mas_transport_core::{Error, ErrorKind, Event, Fetch, RawDelivery, Result, Want};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
-use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::{Instant, sleep_until};
 
 use crate::BACKEND;
@@ -188,15 +187,7 @@ pub(crate) fn trouble(member: &Arc<Member>, partition: Option<i32>, told: KafkaE
     let mut state = lock(&member.state);
     match (partition, crate::error::code(&told)) {
         (Some(partition), _) if is_lost_place(&told) => state.lost_place.push(partition),
-        (
-            _,
-            Some(
-                Code::UnknownTopicOrPartition
-                | Code::UnknownTopic
-                | Code::UnknownPartition
-                | Code::UnknownTopicId,
-            ),
-        ) => state.topic_gone = true,
+        (_, Some(code)) if crate::error::is_missing(code) => state.topic_gone = true,
         _ => {
             let error = crate::error::told("fetch", told)
                 .with("topic", &member.topic)

@@ -106,7 +106,7 @@ fn describe(name: &str, config: &KafkaConfig) -> TransportInfo {
         lag: Exactness::Approximate,
         nack_latency: Duration::from_millis(50),
         delay_slack: Duration::from_millis(100),
-        reclaim_slack: noticed + Duration::from_secs(5),
+        reclaim_slack: noticed + Duration::from_secs(2),
         clock_error: Duration::from_millis(2),
         max_message_bytes: config.max_message_bytes,
         max_topic_messages: None,

@@ -91,6 +91,8 @@ impl Keeper {
         if !lost.is_empty() {
             self.find_place(&consumer, lost).await;
         }
+        // The client leaves its group when nobody has it any more.
+        drop(consumer);
         if gone {
             self.begin_anew().await;
         }
@@ -352,20 +354,31 @@ impl Keeper {
         let member = self.member.clone();
         let topics = &member.shared.topics;
         topics.forget(&member.topic);
-        match topics.find("fetch", &member.topic).await {
-            // It is there, or nobody knows.
-            Ok(Some(_)) => return,
+        let found = topics.find("fetch", &member.topic).await;
+        let owned = lock(&member.state).share.partitions();
+        match found {
+            Ok(None) => {}
+            // It was made again, and nobody knows where the group stood; or else it was there all the time.
+            Ok(Some(_)) => {
+                let asked = match self.consumer() {
+                    Some(consumer) => member.standings("fetch", &consumer, owned.clone()).await,
+                    None => Ok(Vec::new()),
+                };
+                match asked {
+                    Ok(standings) if standings.iter().all(|s| s.committed.is_none()) => {}
+                    Ok(_) => return,
+                    Err(_) => {
+                        lock(&member.state).topic_gone = true;
+                        return;
+                    }
+                }
+            }
             Err(_) => {
                 lock(&member.state).topic_gone = true;
                 return;
             }
-            Ok(None) => {}
         }
-        let owned = {
-            let mut state = lock(&member.state);
-            member.gap(&mut state, DELETED, None);
-            state.share.partitions()
-        };
+        member.gap(&mut lock(&member.state), DELETED, None);
         forget(&member, &owned);
         self.leaving.clear();
         member.dismiss().await;

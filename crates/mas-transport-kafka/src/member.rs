@@ -266,8 +266,14 @@ impl Member {
                                     | Code::CoordinatorLoadInProgress
                             )
                     });
-                    if !again || Instant::now() >= until {
+                    if !again {
                         return Err(self.told(operation, since, told));
+                    }
+                    if Instant::now() >= until {
+                        let why =
+                            "the group has members, and none of them has said yet where it begins";
+                        let error = self.error(ErrorKind::Unavailable, operation, why);
+                        return Err(error.because(told));
                     }
                     sleep(wait.next()).await;
                 }

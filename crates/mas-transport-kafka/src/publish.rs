@@ -1,10 +1,13 @@
 //! Publishing: a batch is handed to the client as a whole, which sends it in the order in which it came;
 //! each message has its own outcome, and whoever waits is woken once.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream;
 use mas_transport_core::backend::lock;
 use mas_transport_core::{
     Confirm, Durability, Error, ErrorKind, Message, Position, Receipt, Result, Topic,
@@ -30,6 +33,8 @@ use crate::transport::Shared;
 const FULL: Duration = Duration::from_millis(5);
 /// How often a message is sent anew whose topic was gone.
 const LOOKS: usize = 3;
+/// How many topics are asked for or made side by side.
+const TOPICS_AT_A_TIME: usize = 16;
 /// How long a message may stay with the client after its outcome was given up as unknown.
 const LINGERS: &str = "60000";
 
@@ -325,6 +330,8 @@ pub(crate) async fn publish(
         outcomes,
         deadline,
     };
+    // Before the line, in which one batch stands behind the other: making a topic takes a while.
+    run.make_topics().await;
     let line = timeout_at(deadline, shared.line.clone().lock_owned()).await;
     if line.is_err() || Instant::now() >= deadline {
         return Box::pin(std::future::ready(run.finish()));
@@ -358,6 +365,30 @@ struct Run {
 type Parts = Vec<(Vec<usize>, Handed)>;
 
 impl Run {
+    /// Sees to it that the topics of the batch are known, several at a time. Whatever fails is tried again
+    /// for each message.
+    async fn make_topics(&self) {
+        let open = self.messages.iter().zip(&self.outcomes);
+        let unknown: BTreeSet<Topic> = open
+            .filter(|(_, outcome)| outcome.is_none())
+            .map(|(message, _)| message.topic())
+            .filter(|topic| self.shared.topics.known(topic).is_none())
+            .cloned()
+            .collect();
+        if unknown.is_empty() {
+            return;
+        }
+        let shared = self.shared.clone();
+        let made = stream::iter(unknown)
+            .map(move |topic| {
+                let shared = shared.clone();
+                async move { shared.topics.reach("publish", &topic).await.map(drop) }
+            })
+            .buffer_unordered(TOPICS_AT_A_TIME)
+            .for_each(|_| std::future::ready(()));
+        let _ = timeout_at(self.deadline, made).await;
+    }
+
     /// Hands over everything that is not decided yet.
     async fn hand_over(&mut self) -> Parts {
         let shared = self.shared.clone();

@@ -2,6 +2,11 @@
 //!
 //! Kafka knows of no single messages: a settlement changes the state of this member's share, and counts
 //! when a commit that holds it was taken. What comes back comes back here, without the broker.
+//!
+//! A commit may take longer than a lease: a broker answers the requests of a connection one by one, and
+//! that to join a group again only when all members have (seen with Kafka 4.3: a second for each step of a
+//! rebalance). As long as the partition is this member's, nobody else has what was settled, so that a
+//! settlement may wait longer for its confirmation than its lease lasted.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +15,7 @@ use async_trait::async_trait;
 use mas_transport_core::backend::lock;
 use mas_transport_core::{Error, ErrorKind, Outcome, Result, Settle, Settled, Token};
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::bury::{Burial, bury_all};
 use crate::member::{Member, now};
@@ -207,7 +212,8 @@ pub(crate) async fn settle_here(
                 }
             }
         }
-        (now.instant + state.share.lease(), fetches)
+        let wait = member.shared.asker.config.response_timeout;
+        (now.instant + state.share.lease().max(wait), fetches)
     };
     if fetches {
         member.arrived.notify_one();
@@ -218,10 +224,28 @@ pub(crate) async fn settle_here(
         return answers;
     }
     member.dirty.notify_one();
-    let committed = call.answers(limit).await;
+    let begins: Vec<Token> = waits.iter().filter_map(|(_, begun)| *begun).collect();
+    let committed = {
+        let answers = call.answers(limit);
+        tokio::pin!(answers);
+        loop {
+            let half = lock(&member.state).share.lease() / 2;
+            tokio::select! {
+                committed = &mut answers => break committed,
+                // What nobody has been handed yet does not lapse meanwhile.
+                () = sleep(half), if !begins.is_empty() => {
+                    let mut state = lock(&member.state);
+                    let now = now();
+                    for token in &begins {
+                        state.share.renew(now, *token);
+                    }
+                }
+            }
+        }
+    };
     for ((at, begun), outcome) in waits.into_iter().zip(committed) {
         let outcome = outcome.unwrap_or_else(|| {
-            let why = "the broker did not confirm the commit before the lease ended";
+            let why = "the broker did not confirm the commit in time";
             Err(member
                 .error(ErrorKind::Timeout, "settle", why)
                 .maybe_stored())
@@ -229,7 +253,7 @@ pub(crate) async fn settle_here(
         let answer = outcome.and_then(|()| match begun {
             None => Ok(Settled::Done),
             Some(token) => {
-                let until = lock(&member.state).share.begun(now(), token);
+                let until = lock(&member.state).share.renew(now(), token);
                 until.map(Settled::Lease).ok_or_else(|| member.lost())
             }
         });

@@ -171,10 +171,6 @@ impl<W> Share<W> {
         self.parts.insert(partition, part);
     }
 
-    pub(crate) fn owns(&self, partition: i32) -> bool {
-        self.parts.contains_key(&partition)
-    }
-
     pub(crate) fn partitions(&self) -> Vec<i32> {
         self.parts.keys().copied().collect()
     }
@@ -439,8 +435,8 @@ impl<W> Share<W> {
         leaving.map_or(deadline, |until| until.min(deadline))
     }
 
-    /// The lease of a token was begun: renews it, because the commit took its time.
-    pub(crate) fn begun(&mut self, now: Now, token: Token) -> Option<Instant> {
+    /// Renews the lease of a token, because the commit that begins it takes its time.
+    pub(crate) fn renew(&mut self, now: Now, token: Token) -> Option<Instant> {
         let lease = *self.leases.get(token)?;
         let deadline = self.leases.renew(now.instant, token, |_| ())?;
         Some(self.until(&lease, deadline))

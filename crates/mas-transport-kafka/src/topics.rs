@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use mas_transport_core::backend::{Wait, lock};
+use mas_transport_core::backend::lock;
 use mas_transport_core::{Durability, Error, ErrorKind, Result, Topic};
 use rdkafka::admin::{NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
@@ -14,6 +15,11 @@ use crate::client::Asker;
 use crate::config::Acks;
 use crate::error;
 use crate::keys::Keys;
+
+/// How long to wait before a topic that was just made is looked at: a broker knows of it at once, or in
+/// a moment.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LAST_LOOK: Duration = Duration::from_millis(200);
 
 /// What is known of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,12 +127,14 @@ impl Topics {
             new = new.set("min.insync.replicas", least);
         }
         let options = self.asker.options();
+        let turn = self.asker.turn().await;
         let since = Instant::now();
         let made = self
             .asker
             .admin(operation)?
             .create_topics([&new], &options)
             .await;
+        drop(turn);
         let made = made.map_err(|e| self.asker.explain(operation, since, e))?;
         for outcome in made {
             match outcome {
@@ -146,7 +154,7 @@ impl Topics {
     /// Waits until a topic that was just made is led.
     async fn settle(&self, operation: &'static str, topic: &Topic) -> Result<Known> {
         let until = Instant::now() + self.asker.config.response_timeout;
-        let mut wait = Wait::new();
+        let mut wait = FIRST_LOOK;
         loop {
             if let Some(found) = self.describe(operation, topic).await?
                 && found.led
@@ -157,7 +165,8 @@ impl Topics {
                 let why = "the topic was made, and its partitions have no leader yet";
                 return Err(self.error(ErrorKind::Unavailable, operation, topic, why));
             }
-            sleep(wait.next()).await;
+            sleep(wait).await;
+            wait = (2 * wait).min(LAST_LOOK);
         }
     }
 

@@ -137,6 +137,8 @@ impl Harness for KafkaHarness {
         Timing {
             // Until a dead member is noticed, and its partitions are shared out.
             patience: Duration::from_secs(20),
+            // A broker takes 2 s to start, a session to end as long, and each commit some milliseconds.
+            slower: Duration::from_secs(20),
             ..Timing::real(Duration::from_secs(1))
         }
     }
