@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use crate::client::Trouble;
 use crate::config::{GroupProtocol, KafkaConfig};
+use crate::topics::LARGEST_LETTER;
 
 /// The client of a member.
 pub(crate) type Consumer = BaseConsumer<Watch>;
@@ -133,6 +134,11 @@ pub(crate) fn make(
         .set("fetch.wait.max.ms", "500")
         .set("queued.min.messages", "10000")
         .set("queued.max.messages.kbytes", "16384")
+        // The largest record that a broker takes by default comes in one piece, or not at all.
+        .set(
+            "receive.message.max.bytes",
+            (LARGEST_LETTER + (28 << 20)).to_string(),
+        )
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "1000");
     match config.group_protocol {

@@ -22,7 +22,7 @@ use crate::client::Trouble;
 use crate::config::{Acks, Compression, KafkaConfig};
 use crate::error;
 use crate::record::Outgoing;
-use crate::topics::Known;
+use crate::topics::{Known, LARGEST_LETTER};
 use crate::transport::Shared;
 
 /// How long to wait before a queue that is full is tried again.
@@ -72,6 +72,8 @@ pub(crate) fn position(partition: i32, offset: i64) -> Position {
 pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
     let mut client = config.client();
     let largest = config.max_message_bytes + (64 << 10);
+    // A batch of several is never larger than one message may be.
+    let batch = largest.min(1_000_000);
     let compression = match config.compression {
         Compression::None => "none",
         Compression::Snappy => "snappy",
@@ -87,7 +89,9 @@ pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
         .set("linger.ms", "0")
         .set("queue.buffering.max.messages", "100000")
         .set("queue.buffering.max.kbytes", "262144")
-        .set("message.max.bytes", largest.to_string())
+        // Of messages it has been checked; letters hold what other programs wrote.
+        .set("message.max.bytes", largest.max(LARGEST_LETTER).to_string())
+        .set("batch.size", batch.to_string())
         .set("message.timeout.ms", LINGERS)
         .set("topic.metadata.propagation.max.ms", "5000");
     match config.acks {
