@@ -16,6 +16,8 @@ const WITH_KEY: &[u8] = b"\0record key";
 const WITHOUT_VALUE: &[u8] = b"\0header without a value";
 /// With more headers the client does not tell of any.
 const MOST_HEADERS: usize = 100_000;
+/// Behind so many headers whose name is no text, no header is read.
+const MOST_UNREADABLE: usize = 16;
 
 /// A record.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -45,41 +47,39 @@ impl Entry {
     }
 
     /// What the client lets its users see: names end at a NUL, and those that are no text are not to
-    /// be had. `data` comes last, and what has no value is empty.
-    fn seen(self) -> Fields {
-        let mut seen: Fields = match self.headers.len() {
-            0..=MOST_HEADERS => self
-                .headers
-                .into_iter()
-                .map(|(name, value)| (until_nul(name), value.unwrap_or_default()))
-                .filter(|(name, _)| std::str::from_utf8(name).is_ok())
-                .collect(),
-            _ => Vec::new(),
-        };
+    /// be had. `data` comes last, and what has no value is empty. And how many headers are hidden.
+    fn seen(self) -> (Fields, usize) {
+        let (mut seen, mut hidden) = (Vec::new(), 0);
+        if self.headers.len() <= MOST_HEADERS {
+            for (name, value) in self.headers {
+                let end = name.iter().position(|b| *b == 0);
+                let name = name.slice(..end.unwrap_or(name.len()));
+                if hidden == MOST_UNREADABLE {
+                    break;
+                }
+                match std::str::from_utf8(&name) {
+                    Ok(_) => seen.push((name, value.unwrap_or_default())),
+                    Err(_) => hidden += 1,
+                }
+            }
+        }
         seen.push((Bytes::from_static(DATA), self.value.unwrap_or_default()));
-        seen
+        (seen, hidden)
     }
 
     /// What stands in quarantine when it is no message.
     pub(super) fn quarantined(self) -> Fields {
         let key = self.key.clone();
         let key = key.map(|key| (Bytes::from_static(KEY), key));
-        key.into_iter().chain(self.seen()).collect()
+        key.into_iter().chain(self.seen().0).collect()
     }
 
     /// Whether it is read as a message.
     pub(super) fn is_read(self, topic: &Topic) -> bool {
-        let all = self.headers.len();
-        let seen = self.seen();
+        let (seen, hidden) = self.seen();
         // One that cannot be seen could be any.
-        let hidden = (1..=MOST_HEADERS).contains(&all) && seen.len() != all + 1;
-        !hidden && fields::decode(topic, Position::default(), seen).is_ok()
+        hidden == 0 && fields::decode(topic, Position::default(), seen).is_ok()
     }
-}
-
-fn until_nul(name: Bytes) -> Bytes {
-    let end = name.iter().position(|b| *b == 0);
-    name.slice(..end.unwrap_or(name.len()))
 }
 
 /// Records that are no messages, of kinds that only this backend has.
@@ -98,7 +98,10 @@ pub(super) fn garbage() -> Vec<(&'static str, Fields)> {
             .collect()
     };
     let with = |more: &[(&'static [u8], &'static [u8])]| without(&[], more);
+    let mut many = vec![(Bytes::from_static(b"\xff"), Bytes::new()); MOST_HEADERS];
+    many.push((Bytes::from_static(DATA), Bytes::new()));
     vec![
+        ("as many headers as can be, all of them hidden", many),
         (
             "an event with a header whose name is not UTF-8",
             with(&[(b"\xff\xfe", b"v")]),
