@@ -119,6 +119,11 @@ pub(crate) fn make(
     events: Arc<Notify>,
 ) -> KafkaResult<Arc<Consumer>> {
     let mut client = config.client();
+    // The largest record comes in one piece, or the client asks for it again for ever.
+    let fetched = client.get("fetch.max.bytes");
+    let fetched = fetched.and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
+    let answer = LARGEST_LETTER.max(fetched) + (1 << 20);
+    let answer = answer.min(i32::MAX as usize);
     let heartbeat =
         (config.session_timeout / 12).clamp(Duration::from_millis(100), Duration::from_secs(1));
     client
@@ -134,11 +139,7 @@ pub(crate) fn make(
         .set("fetch.wait.max.ms", "500")
         .set("queued.min.messages", "10000")
         .set("queued.max.messages.kbytes", "16384")
-        // The largest record that a broker takes by default comes in one piece, or not at all.
-        .set(
-            "receive.message.max.bytes",
-            (LARGEST_LETTER + (28 << 20)).to_string(),
-        )
+        .set("receive.message.max.bytes", answer.to_string())
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "1000");
     match config.group_protocol {

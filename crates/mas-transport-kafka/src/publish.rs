@@ -73,7 +73,8 @@ pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
     let mut client = config.client();
     let largest = config.max_message_bytes + (64 << 10);
     // A batch of several is never larger than one message may be.
-    let batch = largest.min(1_000_000);
+    let batch = client.get("batch.size").and_then(|size| size.parse().ok());
+    let batch = largest.min(batch.unwrap_or(1_000_000));
     let compression = match config.compression {
         Compression::None => "none",
         Compression::Snappy => "snappy",
