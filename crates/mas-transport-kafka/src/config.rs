@@ -462,11 +462,18 @@ impl KafkaConfig {
         client.set("client.id", &self.client_id);
         // With `rebootstrap` (the default since 2.11) a client that had lost its only broker for a moment
         // never read from it again: seen with 2.12.1.
-        client.set("metadata.recovery.strategy", "none");
-        client.set("reconnect.backoff.ms", "50");
-        client.set("reconnect.backoff.max.ms", "1000");
+        prefer(&mut client, "metadata.recovery.strategy", "none");
+        prefer(&mut client, "reconnect.backoff.ms", "50");
+        prefer(&mut client, "reconnect.backoff.max.ms", "1000");
         self.security.apply(&mut client);
         client
+    }
+}
+
+/// A setting for which what the user passed through counts more.
+pub(crate) fn prefer(client: &mut ClientConfig, key: &str, value: &str) {
+    if client.get(key).is_none() {
+        client.set(key, value);
     }
 }
 

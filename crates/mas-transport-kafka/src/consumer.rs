@@ -19,7 +19,8 @@ use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 use tokio::sync::Notify;
 
 use crate::client::{self, Trouble};
-use crate::config::{GroupProtocol, KafkaConfig};
+use crate::config::{GroupProtocol, KafkaConfig, prefer};
+use crate::topics::LARGEST_LETTER;
 
 /// The client of a member.
 pub(crate) type Consumer = BaseConsumer<Watch>;
@@ -141,6 +142,11 @@ pub(crate) fn make(
     events: Arc<Notify>,
 ) -> KafkaResult<Arc<Consumer>> {
     let mut settings = config.client();
+    // The largest record comes in one piece, or the client asks for it again for ever.
+    let fetched = settings.get("fetch.max.bytes");
+    let fetched = fetched.and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
+    let answer = LARGEST_LETTER.max(fetched) + (1 << 20);
+    let answer = answer.min(i32::MAX as usize);
     let heartbeat =
         (config.session_timeout / 12).clamp(Duration::from_millis(100), Duration::from_secs(1));
     settings
@@ -151,11 +157,16 @@ pub(crate) fn make(
         .set("auto.offset.reset", "error")
         .set("allow.auto.create.topics", "false")
         .set("isolation.level", "read_committed")
+        .set("receive.message.max.bytes", answer.to_string());
+    for (key, value) in [
         // A consumer that reads slowly would wait a second for more, by default.
-        .set("fetch.queue.backoff.ms", "5")
-        .set("fetch.wait.max.ms", "500")
-        .set("queued.min.messages", "10000")
-        .set("queued.max.messages.kbytes", "16384");
+        ("fetch.queue.backoff.ms", "5"),
+        ("fetch.wait.max.ms", "500"),
+        ("queued.min.messages", "10000"),
+        ("queued.max.messages.kbytes", "16384"),
+    ] {
+        prefer(&mut settings, key, value);
+    }
     match config.group_protocol {
         GroupProtocol::Classic => settings
             .set("group.protocol", "classic")

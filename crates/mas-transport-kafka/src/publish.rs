@@ -23,10 +23,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::BACKEND;
 use crate::client::{self, Trouble};
-use crate::config::{Acks, Compression, KafkaConfig};
+use crate::config::{Acks, Compression, KafkaConfig, prefer};
 use crate::error;
 use crate::record::Outgoing;
-use crate::topics::Known;
+use crate::topics::{Known, LARGEST_LETTER};
 use crate::transport::Shared;
 
 /// How long to wait before a queue that is full is tried again.
@@ -82,6 +82,9 @@ pub(crate) fn position(partition: i32, offset: i64) -> Position {
 pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
     let mut settings = config.client();
     let largest = config.max_message_bytes + (64 << 10);
+    // A batch of several is never larger than one message may be.
+    let batch = client.get("batch.size").and_then(|size| size.parse().ok());
+    let batch = largest.min(batch.unwrap_or(1_000_000));
     let compression = match config.compression {
         Compression::None => "none",
         Compression::Snappy => "snappy",
@@ -93,13 +96,19 @@ pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
         // The partition of a key is the one that Java's clients choose.
         .set("partitioner", "murmur2_random")
         .set("compression.type", compression)
+        // Of messages it has been checked; letters hold what other programs wrote.
+        .set("message.max.bytes", largest.max(LARGEST_LETTER).to_string())
+        .set("batch.size", batch.to_string())
+        .set("message.timeout.ms", LINGERS);
+    for (key, value) in [
         // Whatever comes while a request is on its way makes the next batch.
-        .set("linger.ms", "0")
-        .set("queue.buffering.max.messages", "100000")
-        .set("queue.buffering.max.kbytes", "262144")
-        .set("message.max.bytes", largest.to_string())
-        .set("message.timeout.ms", LINGERS)
-        .set("topic.metadata.propagation.max.ms", "5000");
+        ("linger.ms", "0"),
+        ("queue.buffering.max.messages", "100000"),
+        ("queue.buffering.max.kbytes", "262144"),
+        ("topic.metadata.propagation.max.ms", "5000"),
+    ] {
+        prefer(&mut settings, key, value);
+    }
     match config.acks {
         Acks::All => settings
             .set("acks", "all")

@@ -5,8 +5,20 @@
 //! message's key, from which the partition follows as with other clients.
 //!
 //! Reading is wider than writing: no value, headers without a value, headers that come twice, keys that
-//! are no text. Only a header whose *name* is not UTF-8 makes a record malformed; the client cannot read
-//! such a name at all (rdkafka 0.39 panics over it, behind a guard here), so it is missing in quarantine.
+//! are no text. Only a header whose *name* is not UTF-8 makes a record malformed.
+//!
+//! # What the client does not show
+//!
+//! * Of a header whose name is not UTF-8 neither name nor value can be had: rdkafka 0.39 panics over it,
+//!   before it comes to the value, and there is no other way to it but unsafe code. The panic is caught
+//!   here, and the program's panic hook told of it (by default it prints a line). In quarantine the header
+//!   is missing; the reason says how many are. Behind the [`MOST_UNREADABLE`]th, no header of the record
+//!   is asked for any more: a record can have a hundred thousand.
+//! * A name ends at its first NUL: it is a string of C's.
+//! * A record with more than 100,000 headers is read as if it had none (librdkafka 2.12).
+//!
+//! The record itself stays where it was, at the position that quarantine tells, for as long as its topic
+//! keeps it; another program can read all of it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -16,6 +28,8 @@ use mas_transport_core::{Message, Position, Reason, ReasonCode, Record, Topic};
 use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
 
 const DATA: &[u8] = b"data";
+/// How many headers with a name that is no text are looked at: each costs a panic.
+const MOST_UNREADABLE: usize = 16;
 
 /// A record as it was read: slices of one buffer.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +37,8 @@ pub(crate) struct Raw {
     pub(crate) key: Option<Bytes>,
     pub(crate) headers: Vec<(Bytes, Option<Bytes>)>,
     pub(crate) value: Option<Bytes>,
-    /// How many headers have a name that is no text; they are not among `headers`.
+    /// How many headers have a name that is no text; they are not among `headers`, and nothing is that
+    /// comes behind the [`MOST_UNREADABLE`]th.
     pub(crate) unreadable: usize,
 }
 
@@ -57,6 +72,9 @@ impl Raw {
                     }
                     Ok(None) => {}
                     Err(_) => unreadable += 1,
+                }
+                if unreadable == MOST_UNREADABLE {
+                    break;
                 }
             }
         }
@@ -102,7 +120,13 @@ impl Raw {
     /// What is malformed about it.
     pub(crate) fn message(&self, topic: &Topic, position: Position) -> Result<Message, Reason> {
         if self.unreadable > 0 {
-            let why = format!("the names of {} headers are not UTF-8", self.unreadable);
+            let more = match self.unreadable {
+                MOST_UNREADABLE => " or more",
+                _ => "",
+            };
+            let count = self.unreadable;
+            let why =
+                format!("the names of {count}{more} headers are not UTF-8: they cannot be read");
             return Err(Reason::new(ReasonCode::Malformed, why));
         }
         let message = fields::decode(topic, position, self.fields())?;

@@ -20,6 +20,10 @@ use crate::keys::Keys;
 /// a moment.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LAST_LOOK: Duration = Duration::from_millis(200);
+/// The largest dead letter, and the largest record in quarantine: other programs write records beyond
+/// our limit where a topic takes them, and these have to go somewhere as well. As large as a request to
+/// a broker may be by default (`socket.request.max.bytes`).
+pub(crate) const LARGEST_LETTER: usize = 100 << 20;
 
 /// What is known of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,23 +113,17 @@ impl Topics {
         let config = &self.asker.config;
         let name = self.keys.topic(topic);
         // A record with its dead letter's, and what batches and headers add.
-        let largest = (config.max_message_bytes + (128 << 10)).to_string();
+        let ordinary = config.max_message_bytes + (128 << 10);
+        let mut largest = match topic.is_internal() {
+            true => ordinary.max(LARGEST_LETTER),
+            false => ordinary,
+        };
         let retention = match (config.retention, topic.is_internal()) {
             (Some(retention), false) => retention.as_millis().to_string(),
             // Nobody settles dead letters in time.
             _ => "-1".to_owned(),
         };
-        let mut new = NewTopic::new(
-            &name,
-            partitions,
-            TopicReplication::Fixed(config.replication),
-        )
-        .set("max.message.bytes", &largest)
-        .set("retention.ms", &retention);
         let replicas = config.min_insync.map(|least| least.to_string());
-        if let Some(least) = &replicas {
-            new = new.set("min.insync.replicas", least);
-        }
         let options = self.asker.options();
         let turn = self.asker.turn().await;
         let since = Instant::now();
@@ -141,6 +139,32 @@ impl Topics {
                 Ok(_) => {}
                 Err((_, Code::TopicAlreadyExists)) => {}
                 Err((_, code)) => {
+=======
+        loop {
+            let bytes = largest.to_string();
+            let mut new = NewTopic::new(
+                &name,
+                partitions,
+                TopicReplication::Fixed(config.replication),
+            )
+            .set("max.message.bytes", &bytes)
+            .set("retention.ms", &retention);
+            if let Some(least) = &replicas {
+                new = new.set("min.insync.replicas", least);
+            }
+            let made = self
+                .asker
+                .admin(operation)?
+                .create_topics([&new], &options)
+                .await;
+            let made = made.map_err(|e| self.asker.explain(operation, since, e))?;
+            match made.into_iter().find_map(std::result::Result::err) {
+                None | Some((_, Code::TopicAlreadyExists)) => break,
+                // Some clusters allow no topic of such records: then without room for large ones.
+                Some((_, Code::PolicyViolation | Code::InvalidConfig)) if largest > ordinary => {
+                    largest = ordinary;
+                }
+                Some((_, code)) => {
                     let (kind, why) = error::meaning(code);
                     return Err(self
                         .error(kind, operation, topic, why)

@@ -234,12 +234,15 @@ async fn a_megabyte_of_random_bytes(ctx: Ctx) -> Verdict {
         entry(&[(&b"data"[..], &payload[..1 << 19]), (b"data", &long)]),
         entry(&[(&b"ce_specversion"[..], &b"1.0"[..]), (b"data", &payload)]),
     ];
+    // Not every backend needs a field of data.
+    let is_read = |fields: &Fields| ctx.broker().is_read(&topic, fields);
     for fields in &wanted {
         ctx.inject(&topic, fields.clone()).await?;
         agent.publish(ctx.message(&topic)).await?;
-        member.next().await?.ack().await?;
+        member.ack_all(1 + usize::from(is_read(fields))).await?;
     }
-    in_quarantine(&ctx, &agent, &topic, "billing", wanted).await?;
+    let bad = wanted.into_iter().filter(|f| !is_read(f)).collect();
+    in_quarantine(&ctx, &agent, &topic, "billing", bad).await?;
     all_settled(&ctx, &agent, &topic, "billing").await
 }
 

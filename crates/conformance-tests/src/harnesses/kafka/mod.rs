@@ -1,6 +1,9 @@
 //! The Kafka backend on a real broker.
 
-use std::collections::BTreeMap;
+mod entry;
+mod wire;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,11 +16,13 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::{Header, Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
+use rdkafka::message::Message as _;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tokio::time::{Instant, sleep};
 
+use self::entry::Entry;
+use self::wire::Wire;
 use crate::fixtures::{KafkaOptions, KafkaServer, Proxy, free_ports};
 use crate::harness::{Ability, Broker, Failure, Harness, Setup, Timing, Verdict};
 
@@ -51,6 +56,10 @@ const SLOTS: usize = 8;
 const ANSWER: Duration = Duration::from_secs(3);
 /// As the library makes them by default.
 const PARTITIONS: i32 = 3;
+/// How long to wait before a broker is asked again.
+const AGAIN: Duration = Duration::from_millis(10);
+/// The largest record that a topic takes: more than any trial writes.
+const LARGEST: &str = "4000000";
 /// How soon a dead member is noticed: brokers are told to take less than by default, so that trials
 /// need not wait.
 const SESSION: Duration = Duration::from_secs(2);
@@ -201,13 +210,35 @@ struct OnKafka {
     proxy: Option<Proxy>,
     slot: Option<(Slot, Arc<Mutex<Vec<Slot>>>)>,
     server: Option<Arc<KafkaServer>>,
+    /// Of topics that are there, by their name in the broker: who leads which partition.
+    made: Mutex<HashMap<String, Leaders>>,
+    /// For entries of other programs: the connection to each broker, and how many went out.
+    wires: tokio::sync::Mutex<(HashMap<String, Wire>, usize)>,
 }
+
+/// The partitions of a topic, and the addresses of their leaders.
+type Leaders = Vec<(i32, String)>;
 
 fn config(address: &str, namespace: &Namespace) -> KafkaConfig {
     KafkaConfig::new(address)
         .namespace(namespace.clone())
         .session_timeout(SESSION)
         .response_timeout(ANSWER)
+}
+
+/// Who leads which partition of a topic; nothing, unless somebody leads each.
+fn leaders(
+    admin: &AdminClient<DefaultClientContext>,
+    topic: &str,
+) -> std::result::Result<Leaders, Failure> {
+    let metadata = admin.inner().fetch_metadata(Some(topic), ANSWER)?;
+    let broker = |id: i32| metadata.brokers().iter().find(|b| b.id() == id);
+    let partitions = metadata.topics().iter().flat_map(|t| t.partitions());
+    let led = partitions.map(|p| {
+        let leader = broker(p.leader())?;
+        Some((p.id(), format!("{}:{}", leader.host(), leader.port())))
+    });
+    Ok(led.collect::<Option<_>>().unwrap_or_default())
 }
 
 impl OnKafka {
@@ -219,6 +250,8 @@ impl OnKafka {
             proxy: None,
             slot: None,
             server: None,
+            made: Mutex::default(),
+            wires: tokio::sync::Mutex::default(),
         }
     }
 
@@ -247,22 +280,54 @@ impl OnKafka {
         self.through.topic_name(topic)
     }
 
-    /// Sees to it that there is such a topic.
-    async fn make(&self, topic: &Topic) -> std::result::Result<String, Failure> {
+    /// Sees to it that there is such a topic, and that it is led.
+    async fn make(&self, topic: &Topic) -> std::result::Result<(String, Leaders), Failure> {
         let name = self.name_of(topic);
+        if let Some(leaders) = lock(&self.made).get(&name) {
+            return Ok((name, leaders.clone()));
+        }
         let new = NewTopic::new(&name, PARTITIONS, TopicReplication::Fixed(1))
-            .set("max.message.bytes", "2000000");
-        let made = self
-            .admin()?
-            .create_topics([&new], &AdminOptions::new())
-            .await?;
-        for outcome in made {
+            .set("max.message.bytes", LARGEST);
+        let admin = self.admin()?;
+        for outcome in admin.create_topics([&new], &AdminOptions::new()).await? {
             match outcome {
-                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Ok(_) => {}
+                // By the library, for records of its own only.
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {
+                    self.limit(&name, LARGEST).await?;
+                }
                 Err((_, code)) => return Err(format!("{name} could not be made: {code}").into()),
             }
         }
-        Ok(name)
+        let until = Instant::now() + ANSWER;
+        loop {
+            let leaders = leaders(&admin, &name)?;
+            if !leaders.is_empty() {
+                lock(&self.made).insert(name.clone(), leaders.clone());
+                return Ok((name, leaders));
+            }
+            if Instant::now() > until {
+                return Err(format!("nobody leads {name}").into());
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// How large the records of a topic may be.
+    async fn limit(&self, name: &str, bytes: &str) -> Verdict {
+        let change =
+            AlterConfig::new(ResourceSpecifier::Topic(name)).set("max.message.bytes", bytes);
+        let admin = self.admin()?;
+        for outcome in admin.alter_configs(&[change], &AdminOptions::new()).await? {
+            outcome.map_err(|(_, code)| format!("{name} could not be changed: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// What is known of the broker and its topics may not be true any more.
+    async fn forget(&self) {
+        lock(&self.made).clear();
+        self.wires.lock().await.0.clear();
     }
 
     fn proxy(&self) -> std::result::Result<&Proxy, Failure> {
@@ -312,29 +377,42 @@ impl Broker for OnKafka {
 
     async fn inject(&self, topic: &Topic, fields: Vec<(Bytes, Bytes)>) -> Verdict {
         // Without a topic nobody would take it.
-        let name = self.make(topic).await?;
-        let mut headers = OwnedHeaders::new();
-        let mut value = None;
-        for (field, bytes) in &fields {
-            if field == "data" && value.is_none() {
-                value = Some(bytes);
-                continue;
+        let (name, leaders) = self.make(topic).await?;
+        let entry = Entry::new(fields);
+        let mut wires = self.wires.lock().await;
+        let (wires, count) = &mut *wires;
+        *count += 1;
+        let (partition, leader) = &leaders[*count % leaders.len()];
+        if !wires.contains_key(leader) {
+            let wire = Wire::connect(leader).await?;
+            wires.insert(leader.clone(), wire);
+        }
+        let wire = wires.get_mut(leader).ok_or("no connection")?;
+        let until = Instant::now() + ANSWER;
+        loop {
+            match wire.produce(&name, *partition, &entry).await? {
+                0 => return Ok(()),
+                // A broker hears of its topics a moment after it tells of them.
+                3 | 5 | 6 if Instant::now() < until => sleep(AGAIN).await,
+                code => return Err(format!("the broker refused a record: error {code}").into()),
             }
-            headers = headers.insert(Header {
-                key: std::str::from_utf8(field)?,
-                value: Some(&bytes[..]),
-            });
         }
-        let producer: ThreadedProducer<DefaultProducerContext> = self.client().create()?;
-        let mut record = BaseRecord::<[u8], [u8]>::to(&name).headers(headers);
-        if let Some(value) = value {
-            record = record.payload(value);
-        }
-        producer.send(record).map_err(|(error, _)| error)?;
-        Ok(tokio::task::spawn_blocking(move || producer.flush(ANSWER)).await??)
+    }
+
+    fn is_read(&self, topic: &Topic, fields: &[(Bytes, Bytes)]) -> bool {
+        Entry::new(fields.to_vec()).is_read(topic)
+    }
+
+    fn quarantined(&self, fields: Vec<(Bytes, Bytes)>) -> Vec<(Bytes, Bytes)> {
+        Entry::new(fields).quarantined()
+    }
+
+    fn garbage(&self) -> Vec<(&'static str, Vec<(Bytes, Bytes)>)> {
+        entry::garbage()
     }
 
     async fn wipe(&self, _topic: &Topic) -> Verdict {
+        self.forget().await;
         self.clear().await
     }
 
@@ -398,21 +476,12 @@ impl Broker for OnKafka {
     }
 
     async fn block(&self, topic: &Topic, blocked: bool) -> Verdict {
-        let name = self.make(topic).await?;
-        let size = if blocked { "1" } else { "2000000" };
-        let change =
-            AlterConfig::new(ResourceSpecifier::Topic(&name)).set("max.message.bytes", size);
-        let changed = self
-            .admin()?
-            .alter_configs(&[change], &AdminOptions::new())
-            .await?;
-        for outcome in changed {
-            outcome.map_err(|(_, code)| format!("{name} could not be changed: {code}"))?;
-        }
-        Ok(())
+        let (name, _) = self.make(topic).await?;
+        self.limit(&name, if blocked { "1" } else { LARGEST }).await
     }
 
     async fn kill(&self) -> Verdict {
+        self.forget().await;
         self.to_server(KafkaServer::kill).await
     }
 

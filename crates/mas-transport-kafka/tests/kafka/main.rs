@@ -1,0 +1,5 @@
+//! The backend against real brokers. What the contract promises is the conformance suite's to judge; here
+//! stands what only this backend has.
+
+mod hostile;
+mod support;
