@@ -270,9 +270,11 @@ impl Member {
             place.sort_in();
             place.settled.clone()
         };
+        let incarnation = self.incarnation();
         let unknown = (first..=last).filter(|s| !held.contains(s) && !settled.contains(*s));
         for sequence in unknown.take(MOST) {
-            let Some(raw) = streams.raw("fetch", &self.topic, sequence).await? else {
+            let raw = streams.raw("fetch", &self.topic, incarnation, sequence);
+            let Some(raw) = raw.await? else {
                 continue;
             };
             if let Err(why) = decode::parse(&raw.headers) {
