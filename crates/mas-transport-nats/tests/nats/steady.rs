@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use conformance_tests::fixtures::NatsOptions;
-use mas_transport_core::{Outcome, Settled, Transport as _};
+use mas_transport_core::{ErrorKind, Outcome, Settled, Transport as _};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::support::{Member, SOON, config, connect, one, server, subscription};
@@ -62,33 +62,47 @@ async fn steady_traffic_is_never_held_up() {
         })
     };
     let mut due = HashMap::new();
+    // What became of those that were given back, for whoever has to find out why.
+    let mut history: HashMap<usize, Vec<(Duration, u32, &str)>> = HashMap::new();
+    let begin = Instant::now();
     let (mut settled, mut longest) = (0, Duration::ZERO);
     while settled < count {
         let delivery = member.delivery().await;
         let number = std::str::from_utf8(delivery.message.payload()).unwrap();
         let number: usize = number.parse().unwrap();
-        let since = match delivery.attempt {
+        let attempt = delivery.attempt;
+        // Whoever cannot begin an attempt is handed nothing: somebody has the entry, or has settled it.
+        if delivery.begin
+            && let Err(error) = member.one(delivery.token, Outcome::Begin).await
+        {
+            assert_eq!(error.kind(), ErrorKind::LeaseLost, "{number}: {error}");
+            continue;
+        }
+        let since = match attempt {
             1 => Some(published.lock().unwrap()[number]),
             _ => due.remove(&number),
         };
-        // One that was settled, or is not due, would not be known here.
-        let since = since.unwrap_or_else(|| panic!("{number} for the time {}", delivery.attempt));
+        // One that was settled would not be known here.
+        let Some(since) = since else {
+            let before = history.get(&number);
+            panic!("{number} came for the time {attempt}, before: {before:?}");
+        };
         let waited = since.elapsed();
-        let attempt = delivery.attempt;
         assert!(waited < LEASE, "{number}, attempt {attempt}: {waited:?}");
         longest = longest.max(waited);
-        if delivery.begin {
-            member.one(delivery.token, Outcome::Begin).await.unwrap();
-        }
-        let back = number % BACK == 0 && attempt == 1;
-        let outcome = match back {
-            true => Outcome::Nack(delay(number)),
-            false => Outcome::Ack,
+        let back = number.is_multiple_of(BACK) && attempt == 1;
+        let (what, outcome) = match back {
+            true => ("back", Outcome::Nack(delay(number))),
+            false => ("ack", Outcome::Ack),
         };
         if back {
             due.insert(number, Instant::now() + delay(number));
         } else {
             settled += 1;
+        }
+        if number.is_multiple_of(BACK) {
+            let then = (begin.elapsed(), attempt, what);
+            history.entry(number).or_default().push(then);
         }
         let done = member.one(delivery.token, outcome).await.unwrap();
         assert_eq!(done, Settled::Done, "{number}, attempt {attempt}");
