@@ -8,7 +8,7 @@
 use std::io::Write as _;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mas_transport_core::{Consumer, Namespace, Position, Subscription};
 use serde::{Deserialize, Serialize};
@@ -67,8 +67,9 @@ pub enum Line {
         position: (u64, u64),
         /// Which attempt it is.
         attempt: u32,
-        /// What is left of its lease.
-        left: Duration,
+        /// When its lease ends, by the clock that the processes of a machine share. How long it still is
+        /// would be out of date by as much as the parent is late to read it.
+        deadline: SystemTime,
     },
     /// It acked a message, and the broker confirmed it.
     Acked {
@@ -167,7 +168,7 @@ impl Child {
                 key,
                 position,
                 attempt,
-                left,
+                deadline,
             } => history.push(Happened::Delivered {
                 member: self.member,
                 id: id.clone(),
@@ -179,7 +180,7 @@ impl Child {
                     minor: position.1,
                 },
                 attempt: *attempt,
-                deadline: history.at(Instant::now() + *left),
+                deadline: history.at(instant(*deadline)),
             }),
             Line::Acked { id, attempt } => {
                 history.settling(self.member, id, *attempt, How::Ack);
@@ -214,6 +215,20 @@ impl Child {
             member: self.member,
         });
         Ok(said)
+    }
+}
+
+/// A point in time that is to come, or now, as other processes can read it.
+fn system_time(at: Instant) -> SystemTime {
+    SystemTime::now() + at.saturating_duration_since(Instant::now())
+}
+
+/// A point in time that another process told.
+fn instant(at: SystemTime) -> Instant {
+    let now = Instant::now();
+    match at.duration_since(SystemTime::now()) {
+        Ok(left) => now + left,
+        Err(past) => now.checked_sub(past.duration()).unwrap_or(now),
     }
 }
 
@@ -273,7 +288,7 @@ async fn work(consumer: &Consumer, job: &Job) -> Verdict {
             key: delivery.get_key().map(str::to_owned),
             position: (delivery.position().major, delivery.position().minor),
             attempt,
-            left: delivery.deadline().duration_since(Instant::now()),
+            deadline: system_time(delivery.deadline()),
         });
         match job {
             Job::Hold(count) => {
@@ -291,4 +306,25 @@ async fn work(consumer: &Consumer, job: &Job) -> Verdict {
         say(&Line::Acked { id, attempt });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_the_same_however_late_it_is_read() {
+        // Reading the clocks takes this long at most.
+        let near = Duration::from_millis(100);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let told = system_time(deadline);
+        let read = instant(told);
+        assert!(read.saturating_duration_since(deadline) < near);
+        assert!(deadline.saturating_duration_since(read) < near);
+        // It has passed by the time it is read.
+        let past = instant(told - Duration::from_secs(5));
+        let expected = deadline - Duration::from_secs(5);
+        assert!(past.saturating_duration_since(expected) < near);
+        assert!(expected.saturating_duration_since(past) < near);
+    }
 }

@@ -103,11 +103,11 @@ impl Admin for NatsAdmin {
         // A task of its own, so that a dropped call is not half done.
         let (shared, topic) = (self.0.clone(), topic.clone());
         let purging = self.0.tasks.spawn(async move {
-            let (first, last) = (info.state.first_sequence, info.state.last_sequence);
+            let last = info.state.last_sequence;
             // Members are not told of a loss that somebody asked for.
             let removing = shared
                 .notes
-                .remove("purge", &topic, incarnation(&info), first..=last);
+                .remove("purge", &topic, incarnation(&info), last);
             removing.await
         });
         purging

@@ -16,9 +16,9 @@ use tokio::time::Instant;
 
 use crate::append::{Answer, Entry};
 use crate::decode::{self, MOST_HEADERS};
+use crate::entries::Raw;
 use crate::lease::Lease;
 use crate::member::Member;
-use crate::notes::Raw;
 use crate::settle::{self, Item, acknowledge, finish};
 
 /// Entries that are asked for at a time.
@@ -106,7 +106,12 @@ fn target(member: &Member, malformed: bool) -> Topic {
 async fn letter(member: &Member, lease: &Lease, record: Record, malformed: bool) -> Result<Entry> {
     let streams = &member.shared.streams;
     let raw = streams
-        .raw("dead-letter", &member.topic, lease.sequence)
+        .raw(
+            "dead-letter",
+            &member.topic,
+            member.incarnation(),
+            lease.sequence,
+        )
         .await?;
     let Some(Raw { headers, payload }) = raw else {
         let why = "the entry was deleted from the topic";

@@ -8,7 +8,7 @@ use async_nats::connection::State;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{self, Context};
 use async_nats::rustls::{self, ClientConfig, RootCertStore};
-use async_nats::{Client, ConnectOptions, Event, Statistics};
+use async_nats::{Client, ConnectOptions, Event, RequestError, Statistics};
 use mas_transport_core::backend::Wait;
 pub(crate) use mas_transport_core::backend::lock;
 use mas_transport_core::{Error, ErrorKind, Result};
@@ -223,33 +223,12 @@ impl Link {
         T: Serialize + Sync + ?Sized,
         V: DeserializeOwned,
     {
-        let deadline = Instant::now() + self.config.response_timeout;
-        let epoch = self.ready(operation, deadline).await?;
         let mut body = serde_json::to_vec(request).unwrap_or_default();
         // Some requests have to be empty.
         if body == b"null" {
             body.clear();
         }
-        let client = self.client();
-        let subject = format!("$JS.API.{subject}");
-        let since = Instant::now();
-        let asked = client.request(subject.clone(), body.into());
-        tokio::pin!(asked);
-        let mut changes = self.changes();
-        let answer = loop {
-            if let Some(refused) = self.refused(operation, &subject, since) {
-                return Err(refused);
-            }
-            tokio::select! {
-                answer = &mut asked => break answer,
-                // The answer went with the connection.
-                changed = changes.changed() => {
-                    if changed.is_err() || !self.is_up() || self.epoch() != epoch {
-                        return Err(self.broken(operation));
-                    }
-                }
-            }
-        };
+        let answer = self.request(operation, &subject, body).await?;
         let answer = answer.map_err(|e| unanswered(operation, &self.config.address(), e))?;
         let answer = serde_json::from_slice(&answer.payload).map_err(|e| {
             let why = "the server's answer has a form that is not known";
@@ -262,6 +241,38 @@ impl Link {
             Response::Ok(value) => Ok(value),
             Response::Err { error } => Err(error),
         })
+    }
+
+    /// Asks below `$JS.API`, in whatever form that is answered. The inner error is what the client knows of why
+    /// nobody did.
+    pub(crate) async fn request(
+        &self,
+        operation: &'static str,
+        subject: &str,
+        body: Vec<u8>,
+    ) -> Result<std::result::Result<async_nats::Message, RequestError>> {
+        let deadline = Instant::now() + self.config.response_timeout;
+        let epoch = self.ready(operation, deadline).await?;
+        let client = self.client();
+        let subject = format!("$JS.API.{subject}");
+        let since = Instant::now();
+        let asked = client.request(subject.clone(), body.into());
+        tokio::pin!(asked);
+        let mut changes = self.changes();
+        loop {
+            if let Some(refused) = self.refused(operation, &subject, since) {
+                return Err(refused);
+            }
+            tokio::select! {
+                answer = &mut asked => return Ok(answer),
+                // The answer went with the connection.
+                changed = changes.changed() => {
+                    if changed.is_err() || !self.is_up() || self.epoch() != epoch {
+                        return Err(self.broken(operation));
+                    }
+                }
+            }
+        }
     }
 
     /// As [`ask`](Self::ask), with every error the caller's.

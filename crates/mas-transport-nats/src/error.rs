@@ -147,6 +147,11 @@ pub(crate) fn answered(operation: &'static str, told: &jetstream::Error) -> Erro
         ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND => {
             (ErrorKind::NotFound, "there is no such topic or group")
         }
+        _ if is_unstored(told) => (
+            ErrorKind::Unavailable,
+            "the server could not make the store: a stream of the same name is still being deleted, or its disk \
+             cannot be written; the server's log says which",
+        ),
         _ if told.code() == 503 => (
             ErrorKind::Unavailable,
             "JetStream is not ready on this server",
@@ -156,6 +161,18 @@ pub(crate) fn answered(operation: &'static str, told: &jetstream::Error) -> Erro
     error(kind, operation, message)
         .with("code", code.0)
         .because(Told(text))
+}
+
+/// Whether a stream or a consumer could not be made for want of a store.
+///
+/// A server takes a stream's name out of its list before it removes the directory. Before 2.10 (seen on
+/// 2.9.10) whoever is told that the stream is gone and makes it again meets the old directory: some part of
+/// it is gone when it is looked at (`newFileStoreWithCreated`).
+pub(crate) fn is_unstored(told: &jetstream::Error) -> bool {
+    matches!(
+        told.error_code(),
+        ErrorCode::STREAM_CREATE | ErrorCode::CONSUMER_STORE_FAILED
+    ) && told.to_string().contains("error creating store")
 }
 
 /// What servers say of a store or a stream that has reached a limit, under several codes.

@@ -10,6 +10,7 @@ use crate::connection::lock;
 use crate::decode;
 use crate::lease::{Lease, Origin, position};
 use crate::member::Member;
+use crate::notes::Attempts;
 use crate::settle::{Item, Target, acknowledge, extend};
 use crate::taken::{self, ACK, Taken};
 
@@ -38,7 +39,7 @@ impl Member {
             // One whose lease has ended may be somebody else's: it must not be taken away from them.
             if asked.elapsed() >= self.lease {
                 tracing::debug!(topic = %self.topic, "what came too late comes back by itself");
-                return;
+                return self.forgo(&entries).await;
             }
             let until = asked + self.lease;
             asked = Instant::now();
@@ -49,7 +50,7 @@ impl Member {
             });
             if let Err(error) = extend(self, targets.collect(), until).await {
                 tracing::debug!(%error, "what came too late comes back when its lease ends");
-                return;
+                return self.forgo(&entries).await;
             }
         }
         let deadline = asked + self.lease;
@@ -145,6 +146,24 @@ impl Member {
         lock(&self.place).received += arrivals.len() as u64;
         let refused = self.inbox.add(arrivals);
         self.give_back(refused).await;
+    }
+
+    /// Notes of what comes back by itself that nobody was handed it: it counts for no attempt. What was sent
+    /// before has its note, if anybody had it.
+    async fn forgo(&self, entries: &[Taken]) {
+        let note = Attempts::new(self.incarnation(), 0, true);
+        let first = entries.iter().filter(|entry| entry.delivered == 1);
+        let notes: Vec<_> = first.map(|entry| (entry.sequence, note, 0)).collect();
+        let until = Instant::now() + self.link.config.response_timeout;
+        let noting = &self.shared.notes;
+        for noted in noting
+            .attempted(&self.topic, &self.group, &notes, until)
+            .await
+        {
+            if let Err(error) = noted {
+                tracing::debug!(%error, "what was not handed out may count for an attempt");
+            }
+        }
     }
 
     /// Leaves out what this member holds or has settled, of what comes as if for the first time.
@@ -270,9 +289,11 @@ impl Member {
             place.sort_in();
             place.settled.clone()
         };
+        let incarnation = self.incarnation();
         let unknown = (first..=last).filter(|s| !held.contains(s) && !settled.contains(*s));
         for sequence in unknown.take(MOST) {
-            let Some(raw) = streams.raw("fetch", &self.topic, sequence).await? else {
+            let raw = streams.raw("fetch", &self.topic, incarnation, sequence);
+            let Some(raw) = raw.await? else {
                 continue;
             };
             if let Err(why) = decode::parse(&raw.headers) {

@@ -38,6 +38,7 @@ mod bury;
 mod config;
 mod connection;
 mod decode;
+mod entries;
 mod error;
 mod health;
 mod holding;

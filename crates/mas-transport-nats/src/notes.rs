@@ -6,13 +6,10 @@
 //!
 //! Every note names the incarnation of the stream that it speaks of: of a later one it says nothing.
 
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, ErrorCode};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
 use futures::stream;
 use mas_transport_core::{ErrorKind, Group, Result, Topic};
@@ -22,7 +19,6 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::append::{Answer, Appender, Entry};
-use crate::error::answered;
 use crate::streams::{Incarnation, LOOK_ONCE_MORE, LOOKS, Streams};
 
 /// The version of what notes say.
@@ -98,23 +94,22 @@ impl Notes {
             .map_or(0, |(_, n)| n.to))
     }
 
-    /// Removes entries that every group has settled, or that somebody asked to be removed; how many
-    /// there were. That is noted first: nobody is to take it for a loss.
+    /// Removes all entries up to a place, which every group has settled, or that somebody asked to be removed;
+    /// how many there were. That is noted first: nobody is to take it for a loss.
     pub(crate) async fn remove(
         &self,
         operation: &'static str,
         topic: &Topic,
         of: Incarnation,
-        range: RangeInclusive<u64>,
+        to: u64,
     ) -> Result<u64> {
-        let to = *range.end();
         let noted = self.trimming(topic, of, to).await;
         // A full store takes no note before there is room. Whoever looks in between may be mistaken.
         let full = matches!(&noted, Err(error) if error.kind() == ErrorKind::Full);
         if !full {
             noted?;
         }
-        let removed = self.streams.remove(operation, topic, range).await?;
+        let removed = self.streams.remove(operation, topic, of, to).await?;
         if full {
             self.trimming(topic, of, to).await?;
         }
@@ -254,23 +249,16 @@ impl Notes {
         purged.await.map(drop)
     }
 
-    /// Removes notes of entries that are settled. What is left of it does no harm.
-    pub(crate) async fn forget(&self, places: Vec<u64>) {
-        let name = self.streams.keys.notes_stream();
-        let remove = |place: u64| {
-            let subject = format!("STREAM.MSG.DELETE.{name}");
-            async move {
-                let request = json!({ "seq": place, "no_erase": true });
-                let link = &self.streams.link;
-                if let Err(error) = link
-                    .must::<_, serde_json::Value>("settle", subject, &request)
-                    .await
-                {
-                    tracing::debug!(%error, "a note that nobody needs is left");
-                }
+    /// Removes notes of entries that are settled, each by where its entry and where it stands. What is left of
+    /// it does no harm.
+    pub(crate) async fn forget(&self, topic: &Topic, group: &Group, notes: Vec<(u64, u64)>) {
+        let remove = |(sequence, place)| async move {
+            let subject = self.streams.keys.attempts(topic, group, sequence);
+            if let Err(error) = self.streams.remove_note(subject, place).await {
+                tracing::debug!(%error, "a note that nobody needs is left");
             }
         };
-        stream::iter(places)
+        stream::iter(notes)
             .map(remove)
             .buffer_unordered(AT_A_TIME)
             .for_each(|()| async {})
@@ -339,7 +327,7 @@ impl Notes {
     }
 
     async fn read<T: DeserializeOwned>(&self, subject: String) -> Result<Found<T>> {
-        let found = self.streams.last("note", &subject).await?;
+        let found = self.streams.last_note("note", &subject).await?;
         Ok(
             found
                 .and_then(|(place, payload)| Some((place, serde_json::from_slice(&payload).ok()?))),
@@ -352,85 +340,4 @@ fn is_outrun(told: &jetstream::Error) -> bool {
     let code = told.error_code();
     code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE
         || code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
-}
-
-/// An entry as the server stores it.
-#[derive(Debug)]
-pub(crate) struct Raw {
-    /// Its header block, `NATS/1.0` included; empty where it has none.
-    pub(crate) headers: Vec<u8>,
-    pub(crate) payload: Vec<u8>,
-}
-
-#[derive(Deserialize)]
-struct Got {
-    message: Stored,
-}
-
-#[derive(Deserialize)]
-struct Stored {
-    seq: u64,
-    #[serde(default)]
-    hdrs: String,
-    #[serde(default)]
-    data: String,
-}
-
-impl Streams {
-    /// The last entry of a subject of the notes, and where it stands.
-    async fn last(&self, operation: &'static str, subject: &str) -> Result<Option<(u64, Vec<u8>)>> {
-        if !self.can_read_notes(operation).await? {
-            return Ok(None);
-        }
-        let request = json!({ "last_by_subj": subject });
-        let got = self
-            .get(operation, &self.keys.notes_stream(), &request)
-            .await?;
-        Ok(got.map(|(seq, raw)| (seq, raw.payload)))
-    }
-
-    /// An entry of a topic in a form that cannot disturb the connection, whatever its headers are.
-    pub(crate) async fn raw(
-        &self,
-        operation: &'static str,
-        topic: &Topic,
-        sequence: u64,
-    ) -> Result<Option<Raw>> {
-        let request = json!({ "seq": sequence });
-        let got = self
-            .get(operation, &self.keys.stream(topic), &request)
-            .await?;
-        Ok(got.map(|(_, raw)| raw))
-    }
-
-    async fn get(
-        &self,
-        operation: &'static str,
-        stream: &str,
-        request: &serde_json::Value,
-    ) -> Result<Option<(u64, Raw)>> {
-        let asked = self
-            .link
-            .ask(operation, format!("STREAM.MSG.GET.{stream}"), request);
-        let got: Got = match asked.await? {
-            Ok(got) => got,
-            Err(told) if told.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                self.forget_whole();
-                return Ok(None);
-            }
-            Err(told) if told.code() == 404 => return Ok(None),
-            Err(told) => return Err(answered(operation, &told).with("stream", stream)),
-        };
-        let decoded = |text: &str| {
-            STANDARD.decode(text).map_err(|e| {
-                let why = "the server's answer has a form that is not known";
-                crate::error::error(ErrorKind::Broker, operation, why).because(e)
-            })
-        };
-        let raw = Raw {
-            headers: decoded(&got.message.hdrs)?,
-            payload: decoded(&got.message.data)?,
-        };
-        Ok(Some((got.message.seq, raw)))
-    }
 }

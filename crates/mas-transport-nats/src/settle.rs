@@ -299,13 +299,16 @@ pub(crate) fn finish(
             .iter()
             .filter(|(_, _, lease)| lease.joined == member.joined());
         member.settled(current.map(|(_, _, lease)| lease.sequence));
-        let notes: Vec<u64> = items
+        let notes: Vec<(u64, u64)> = items
             .iter()
-            .filter_map(|(_, _, lease)| lease.note)
+            .filter_map(|(_, _, lease)| Some((lease.sequence, lease.note?)))
             .collect();
         if !notes.is_empty() {
             let of = member.clone();
-            member.spawn(async move { of.shared.notes.forget(notes).await });
+            member.spawn(async move {
+                let noted = &of.shared.notes;
+                noted.forget(&of.topic, &of.group, notes).await;
+            });
         }
     }
     let mut leases = lock(&member.leases);

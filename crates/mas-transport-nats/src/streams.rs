@@ -1,7 +1,6 @@
 //! Streams and consumers: made where they are missing, compared where they are there.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +9,7 @@ use async_nats::datetime::DateTime;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode};
-use futures::{StreamExt as _, TryStreamExt as _};
+use mas_transport_core::backend::Wait;
 use mas_transport_core::{Error, ErrorKind, Group, Result, Topic};
 use serde::Serialize;
 use serde_json::json;
@@ -19,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::BACKEND;
 use crate::config::{NatsConfig, Storage};
 use crate::connection::{Link, lock};
-use crate::error::answered;
+use crate::error::{answered, error, is_unstored};
 use crate::keys::Keys;
 
 /// After how long a topic is looked at again before publishing: somebody may have changed it.
@@ -29,8 +28,6 @@ pub(crate) const LOOKS: u32 = 5;
 pub(crate) const LOOK_ONCE_MORE: Duration = Duration::from_millis(20);
 /// Most topics that are remembered.
 const REMEMBERED: usize = 4096;
-/// Entries that are deleted at a time, where that is done one by one.
-const AT_A_TIME: usize = 64;
 
 /// The streams of a transport.
 #[derive(Debug)]
@@ -41,8 +38,8 @@ pub(crate) struct Streams {
     old: bool,
     seen: Mutex<HashMap<Topic, Instant>>,
     notes: Mutex<bool>,
-    /// The stream of notes is known to be whole.
-    whole: AtomicBool,
+    /// The stream of notes is there, and answers `DIRECT.GET`.
+    direct: AtomicBool,
 }
 
 /// Which stream it is, of all that ever had its name: when it was made, in nanoseconds.
@@ -50,6 +47,11 @@ pub(crate) type Incarnation = u64;
 
 pub(crate) fn incarnation(info: &stream::Info) -> Incarnation {
     nanos(info.created)
+}
+
+/// Whether its server has finished to make it.
+fn is_made(info: &stream::Info) -> bool {
+    incarnation(info) != 0
 }
 
 /// Which consumer it is, of all that ever had its name.
@@ -72,12 +74,17 @@ impl Streams {
             keys,
             seen: Mutex::default(),
             notes: Mutex::default(),
-            whole: AtomicBool::new(false),
+            direct: AtomicBool::new(false),
         }
     }
 
     /// Metadata can be kept with streams and consumers, and who makes a consumer says which way it is meant.
     fn has_metadata(&self) -> bool {
+        !self.old
+    }
+
+    /// Asking for an entry of a stream that is just being made does no harm, see [`entries`](crate::entries).
+    pub(crate) fn survives(&self) -> bool {
         !self.old
     }
 
@@ -159,17 +166,29 @@ impl Streams {
         self.stream(operation, &self.keys.stream(topic)).await
     }
 
-    /// What the server says of a stream, if it is there.
+    /// What the server says of a stream, if it is there. Of one that somebody is just making, once it is made.
+    ///
+    /// Before 2.10 a server registers a stream before it has a store, and then says that it was made in the
+    /// year 1. When it was made is entered under the lock under which its store is (`setupStore` of 2.9.10).
     pub(crate) async fn stream(
         &self,
         operation: &'static str,
         name: &str,
     ) -> Result<Option<stream::Info>> {
-        let asked = self.link.ask(operation, format!("STREAM.INFO.{name}"), &());
-        match asked.await? {
-            Ok(info) => Ok(Some(info)),
-            Err(told) if told.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
-            Err(told) => Err(answered(operation, &told).with("stream", name)),
+        let deadline = Instant::now() + self.config().response_timeout;
+        let mut wait = Wait::new();
+        loop {
+            let asked = self.link.ask(operation, format!("STREAM.INFO.{name}"), &());
+            match asked.await? {
+                Ok(info) if is_made(&info) => return Ok(Some(info)),
+                Ok(_) if Instant::now() >= deadline => {
+                    let why = "the server has not finished to make the stream";
+                    return Err(error(ErrorKind::Unavailable, operation, why).with("stream", name));
+                }
+                Ok(_) => sleep(wait.next()).await,
+                Err(told) if told.error_code() == ErrorCode::STREAM_NOT_FOUND => return Ok(None),
+                Err(told) => return Err(answered(operation, &told).with("stream", name)),
+            }
         }
     }
 
@@ -214,6 +233,15 @@ impl Streams {
         lock(&self.seen).remove(topic);
     }
 
+    /// Whether the stream of notes is known to answer `DIRECT.GET`.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_direct(&self, direct: bool) {
+        self.direct.store(direct, Ordering::Release);
+    }
+
     /// Finds or makes the stream that notes are kept in.
     pub(crate) async fn reach_notes(&self, operation: &'static str) -> Result<()> {
         if *lock(&self.notes) {
@@ -223,6 +251,8 @@ impl Streams {
         let wanted = stream::Config {
             max_messages_per_subject: 1,
             discard: DiscardPolicy::Old,
+            // See [`entries`](crate::entries).
+            allow_direct: self.old && self.config().replicas == 1,
             description: Some("mas-transport: how far groups have come".to_owned()),
             ..self.base(name, vec![self.keys.notes()])
         };
@@ -231,33 +261,9 @@ impl Streams {
         Ok(())
     }
 
-    /// Whether notes may be read.
-    ///
-    /// Before 2.10 (seen on 2.9.10) a server dies (`jsMsgGetRequest`, a nil pointer) when somebody reads from a
-    /// stream that another is just making. What it says of such a stream waits for a part of that work only, so it is
-    /// asked twice. That makes it rare, and does not rule it out.
-    pub(crate) async fn can_read_notes(&self, operation: &'static str) -> Result<bool> {
-        if !self.old || self.whole.load(Ordering::Acquire) {
-            return Ok(true);
-        }
-        let name = self.keys.notes_stream();
-        for _ in 0..2 {
-            if self.stream(operation, &name).await?.is_none() {
-                return Ok(false);
-            }
-        }
-        self.whole.store(true, Ordering::Release);
-        Ok(true)
-    }
-
-    /// A stream was found gone: that of the notes may be another by now.
-    pub(crate) fn forget_whole(&self) {
-        self.whole.store(false, Ordering::Release);
-    }
-
     /// The stream of notes was found gone.
     pub(crate) fn forget_notes(&self) {
-        self.forget_whole();
+        self.set_direct(false);
         *lock(&self.notes) = false;
     }
 
@@ -268,6 +274,8 @@ impl Streams {
     ) -> Result<stream::Info> {
         let name = wanted.name.clone();
         let mut looks = 0..LOOKS;
+        let deadline = Instant::now() + self.config().response_timeout;
+        let mut wait = Wait::new();
         let found = loop {
             if let Some(info) = self.stream(operation, &name).await? {
                 break info;
@@ -276,18 +284,25 @@ impl Streams {
                 .link
                 .ask(operation, format!("STREAM.CREATE.{name}"), &wanted);
             let told = match asked.await? {
-                Ok(info) => break info,
+                Ok(info) if is_made(&info) => break info,
+                // Before 2.10 who asks for a stream that somebody is just making gets it as it is.
+                Ok(_) => continue,
                 Err(told) => told,
             };
+            let code = told.error_code();
             // Somebody else was faster. Before 2.10 that is no matter of names while they are still at it.
             let raced = matches!(
-                told.error_code(),
+                code,
                 ErrorCode::STREAM_NAME_EXIST | ErrorCode::STREAM_SUBJECT_OVERLAP
             );
-            if !raced || looks.next().is_none() {
+            if raced && looks.next().is_some() {
+                sleep(LOOK_ONCE_MORE).await;
+            } else if is_unstored(&told) && Instant::now() < deadline {
+                tracing::debug!(stream = name, error = %told, "making the stream again");
+                sleep(wait.next()).await;
+            } else {
                 return Err(answered(operation, &told).with("stream", name));
             }
-            sleep(LOOK_ONCE_MORE).await;
         };
         let differs = differences(&wanted, &found.config);
         if differs.is_empty() {
@@ -416,63 +431,6 @@ impl Streams {
                 return Ok(groups);
             }
         }
-    }
-
-    /// Removes the entries of a range; how many there were.
-    ///
-    /// A purge makes servers before 2.10 forget every entry that a group was sent and has not settled:
-    /// they are never sent again (seen on 2.9.10, not on 2.10.25). There each entry is deleted by itself.
-    pub(crate) async fn remove(
-        &self,
-        operation: &'static str,
-        topic: &Topic,
-        range: RangeInclusive<u64>,
-    ) -> Result<u64> {
-        if self.purges() {
-            return self.purge(operation, topic, *range.end() + 1).await;
-        }
-        let subject = format!("STREAM.MSG.DELETE.{}", self.keys.stream(topic));
-        let delete = |sequence: u64| {
-            let subject = subject.clone();
-            async move {
-                let request = json!({ "seq": sequence, "no_erase": true });
-                let asked = self
-                    .link
-                    .ask::<_, serde_json::Value>(operation, subject, &request);
-                // What was gone already is answered in several ways; what is left is looked at below.
-                asked.await.map(|answer| u64::from(answer.is_ok()))
-            }
-        };
-        let last = *range.end();
-        let removed = futures::stream::iter(range)
-            .map(delete)
-            .buffered(AT_A_TIME)
-            .try_fold(0, |sum, one| std::future::ready(Ok(sum + one)))
-            .await?;
-        let left = self.find(operation, topic).await?;
-        if left.is_some_and(|info| info.state.messages > 0 && info.state.first_sequence <= last) {
-            let why = "the server did not delete what was asked for";
-            return Err(Error::new(ErrorKind::Broker, operation, why)
-                .on(BACKEND)
-                .with("topic", topic));
-        }
-        Ok(removed)
-    }
-
-    /// Removes what lies before a place; how many entries that were.
-    async fn purge(&self, operation: &'static str, topic: &Topic, before: u64) -> Result<u64> {
-        #[derive(serde::Deserialize)]
-        struct Purged {
-            purged: u64,
-        }
-        let request = json!({ "seq": before });
-        let subject = format!("STREAM.PURGE.{}", self.keys.stream(topic));
-        let purged: Purged = self
-            .link
-            .must(operation, subject, &request)
-            .await
-            .map_err(|e| e.with("topic", topic))?;
-        Ok(purged.purged)
     }
 }
 

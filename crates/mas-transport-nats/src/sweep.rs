@@ -265,9 +265,8 @@ impl Member {
                     self.trim_later();
                     return Ok(());
                 }
-                let range = trimmed + 1..=floor;
                 notes
-                    .remove("trim", &self.topic, incarnation, range)
+                    .remove("trim", &self.topic, incarnation, floor)
                     .await?;
                 let mut place = lock(&self.place);
                 place.trimmed = place.trimmed.max(floor);

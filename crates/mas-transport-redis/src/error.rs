@@ -26,6 +26,16 @@ pub(crate) fn map(operation: &'static str, address: &str, error: RedisError) -> 
 
 const REFUSED: &str = "the server refuses this user and password: the user is unknown or disabled, or the password is wrong";
 
+/// What of commands with subcommands is needed: Redis 6.2 says which command it refused, and not which
+/// subcommand. All of one is more than the least rule has.
+const SUBCOMMANDS: [(&str, &str); 5] = [
+    ("client", "+client|id +client|unblock"),
+    ("config", "+config|get"),
+    ("script", "+script|load"),
+    ("xgroup", "+xgroup|create +xgroup|setid +xgroup|delconsumer"),
+    ("xinfo", "+xinfo|stream +xinfo|groups +xinfo|consumers"),
+];
+
 /// What the user has to be allowed, where that is what is missing.
 fn denied(error: &RedisError) -> Option<Cow<'static, str>> {
     let detail = error.detail().unwrap_or_default();
@@ -41,7 +51,17 @@ fn denied(error: &RedisError) -> Option<Cow<'static, str>> {
         "the user may not use the keys of this library: grant it ~mas:* (ACL SETUSER)".into()
     } else if let Some(command) = detail.split('\'').nth(1).filter(|_| !in_script) {
         let name = command.to_uppercase().replace('|', " ");
-        format!("the user may not run {name}: grant it +{command} (ACL SETUSER)").into()
+        let unnamed = detail.contains("or its subcommand");
+        let ours = SUBCOMMANDS.iter().filter(|_| unnamed);
+        let words = match ours
+            .filter(|(of, _)| *of == command)
+            .map(|(_, w)| *w)
+            .next()
+        {
+            Some(words) => words.to_owned(),
+            None => format!("+{command}"),
+        };
+        format!("the user may not run {name}: grant it {words} (ACL SETUSER)").into()
     } else {
         "the user may not run a command of a script: grant it those that the documentation of \
          mas-transport-redis lists (ACL SETUSER)"
@@ -181,6 +201,42 @@ mod tests {
         let mapped = map("publish", "host:1", error);
         assert!(mapped.to_string().contains("address=host:1"));
         mapped.kind()
+    }
+
+    /// Redis 6.2 does not name them.
+    #[test]
+    fn subcommands_that_are_missing_are_those_of_the_least_rule() {
+        let text = |command: &str| {
+            let detail = format!(
+                "this user has no permissions to run the '{command}' command or its subcommand"
+            );
+            let line = format!("-NOPERM {detail}\r\n");
+            let value = redis::parse_redis_value(line.as_bytes()).unwrap();
+            map("connect", "h", value.extract_error().unwrap_err()).to_string()
+        };
+        let reference = include_str!("lib.rs");
+        let rule = reference.split("ACL SETUSER mas").nth(1).unwrap();
+        let rule: Vec<&str> = rule
+            .split("```")
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        let parts = rule.iter().filter(|word| word.contains('|'));
+        for word in parts {
+            let (command, _) = word[1..].split_once('|').unwrap();
+            assert!(text(command).contains(word), "{word}: {}", text(command));
+        }
+        for (_, words) in SUBCOMMANDS {
+            for word in words.split(' ') {
+                assert!(rule.contains(&word), "{word}");
+            }
+        }
+        assert!(
+            text("xadd").contains("grant it +xadd (ACL"),
+            "{}",
+            text("xadd")
+        );
     }
 
     #[test]

@@ -8,5 +8,6 @@ mod encrypted;
 mod operator;
 mod permissions;
 mod secure;
+mod steady;
 mod support;
 mod trouble;

@@ -310,7 +310,15 @@ impl Broker for OnNats {
         let door = self.backdoor().await?;
         let stream = door.stream(topic).await?;
         let consumer = door.native()?.consumer(group);
-        stream.delete_consumer(&consumer).await?;
+        let before = stream.consumer_info(&consumer).await?.created;
+        if let Err(error) = stream.delete_consumer(&consumer).await {
+            // Servers before 2.10 take it out of their list before they remove its directory, and fail where a member
+            // has made it again in there meanwhile. Then it is another one.
+            match stream.consumer_info(&consumer).await {
+                Ok(info) if info.created != before => {}
+                _ => return Err(error.into()),
+            }
+        }
         door.close().await
     }
 
