@@ -1,6 +1,6 @@
-//! The clients underneath: one that publishes, one that asks and makes, and what they tell of.
+//! The clients underneath: one that publishes and asks, one that makes and removes, and what they tell of.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use mas_transport_core::backend::lock;
@@ -10,6 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::Client;
 use rdkafka::config::{FromClientConfigAndContext as _, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
+use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use crate::BACKEND;
 use crate::config::KafkaConfig;
 use crate::error;
+use crate::publish::{self, Delivered, Producer};
 
 /// Most questions on their way.
 const SIDE_BY_SIDE: usize = 8;
@@ -76,24 +78,23 @@ impl std::fmt::Display for Told {
 
 impl std::error::Error for Told {}
 
-/// The context of a client that only asks.
+/// The context of the client that makes and removes. It hears of no errors: the library asks that client
+/// for the answers to its requests only.
 #[derive(Debug, Default)]
-pub(crate) struct Asking(pub(crate) Arc<Trouble>);
+pub(crate) struct Making;
 
-impl ClientContext for Asking {
+impl ClientContext for Making {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
     }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.0.told(&error, reason);
-    }
 }
 
-/// The client that asks and makes. What it does blocks, so it runs on the threads that are for that.
+/// The clients of a transport, beside those of its members. What is asked of them blocks, so it runs on
+/// the threads that are for that.
 pub(crate) struct Asker {
     pub(crate) config: Arc<KafkaConfig>,
-    admin: Mutex<Option<Arc<AdminClient<Asking>>>>,
+    producer: RwLock<Option<Arc<Producer>>>,
+    admin: Mutex<Option<Arc<AdminClient<Making>>>>,
     trouble: Arc<Trouble>,
     /// How many questions go out side by side: those behind do not wait at the broker, where the time for
     /// an answer runs.
@@ -106,15 +107,18 @@ impl std::fmt::Debug for Asker {
     }
 }
 
+/// Clients that nobody uses any more, to be dropped where that may block.
+pub(crate) type Dismissed = (Option<Arc<Producer>>, Option<Arc<AdminClient<Making>>>);
+
 impl Asker {
     pub(crate) fn new(config: Arc<KafkaConfig>) -> Result<Self> {
         let trouble = Arc::<Trouble>::default();
-        let context = Asking(trouble.clone());
-        let client = config.client();
-        let admin = AdminClient::from_config_and_context(&client, context)
+        let producer = make_producer(&config, trouble.clone())?;
+        let admin = AdminClient::from_config_and_context(&config.client(), Making)
             .map_err(|e| error::told("connect", e))?;
         Ok(Self {
             config,
+            producer: RwLock::new(Some(Arc::new(producer))),
             admin: Mutex::new(Some(Arc::new(admin))),
             trouble,
             turns: Semaphore::new(SIDE_BY_SIDE),
@@ -130,7 +134,7 @@ impl Asker {
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
         operation: &'static str,
-        ask: impl FnOnce(&Client<Asking>, Duration) -> std::result::Result<T, KafkaError>
+        ask: impl FnOnce(&Client<Delivered>, Duration) -> std::result::Result<T, KafkaError>
         + Send
         + 'static,
     ) -> Result<T> {
@@ -142,24 +146,24 @@ impl Asker {
         &self,
         operation: &'static str,
         within: Duration,
-        ask: impl FnOnce(&Client<Asking>, Duration) -> std::result::Result<T, KafkaError>
+        ask: impl FnOnce(&Client<Delivered>, Duration) -> std::result::Result<T, KafkaError>
         + Send
         + 'static,
     ) -> Result<T> {
         let _turn = self.turn().await;
-        let admin = self.admin(operation)?;
+        let closed = || Error::closed(operation).on(BACKEND);
+        let producer = self.producer().ok_or_else(closed)?;
         let since = Instant::now();
         let asked = tokio::task::spawn_blocking(move || {
-            let answer = ask(admin.inner(), within);
+            let answer = ask(producer.client(), within);
             // Here, should it be the last one: closing a client blocks.
-            drop(admin);
+            drop(producer);
             answer
         });
-        let asked = asked.await;
-        match asked {
+        match asked.await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(told)) => Err(self.explain(operation, since, told)),
-            Err(_) => Err(Error::closed(operation).on(BACKEND)),
+            Err(_) => Err(closed()),
         }
     }
 
@@ -174,20 +178,66 @@ impl Asker {
     }
 
     /// The client of requests that make and remove.
-    pub(crate) fn admin(&self, operation: &'static str) -> Result<Arc<AdminClient<Asking>>> {
+    pub(crate) fn admin(&self, operation: &'static str) -> Result<Arc<AdminClient<Making>>> {
         let admin = lock(&self.admin).clone();
         admin.ok_or_else(|| Error::closed(operation).on(BACKEND))
     }
 
-    /// Gives the client away, to be dropped where that may block.
-    pub(crate) fn dismiss(&self) -> Option<Arc<AdminClient<Asking>>> {
-        lock(&self.admin).take()
+    /// The client that publishes: another one when the last one has broken for good, none when this is
+    /// closed.
+    pub(crate) fn producer(&self) -> Option<Arc<Producer>> {
+        let producer = self.producer.read();
+        let producer = producer.unwrap_or_else(PoisonError::into_inner).clone()?;
+        if producer.client().fatal_error().is_none() {
+            return Some(producer);
+        }
+        let current = self.producer.write();
+        let mut current = current.unwrap_or_else(PoisonError::into_inner);
+        if let Some((code, reason)) = current.as_ref()?.client().fatal_error() {
+            tracing::warn!(%code, reason, "the client that publishes is made anew");
+            match make_producer(&self.config, self.trouble.clone()) {
+                Ok(fresh) => dispose(current.replace(Arc::new(fresh))),
+                Err(error) => tracing::warn!(%error, "the client that publishes cannot be made"),
+            }
+        }
+        current.clone()
+    }
+
+    /// Gives the clients away.
+    pub(crate) fn dismiss(&self) -> Dismissed {
+        let producer = self.producer.write();
+        let producer = producer.unwrap_or_else(PoisonError::into_inner).take();
+        (producer, lock(&self.admin).take())
     }
 
     pub(crate) fn options(&self) -> AdminOptions {
         AdminOptions::new()
             .request_timeout(Some(self.config.response_timeout))
             .operation_timeout(Some(self.config.response_timeout))
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        match self.dismiss() {
+            (None, None) => {}
+            clients => dispose(clients),
+        }
+    }
+}
+
+fn make_producer(config: &KafkaConfig, trouble: Arc<Trouble>) -> Result<Producer> {
+    Producer::from_config_and_context(&publish::settings(config), Delivered(trouble))
+        .map_err(|e| error::told("connect", e))
+}
+
+/// Drops clients, which blocks for a moment, on a thread that ends with it.
+fn dispose<T: Send + 'static>(clients: T) {
+    let spawned = std::thread::Builder::new()
+        .name("kafka closing".to_owned())
+        .spawn(move || drop(clients));
+    if let Err(error) = spawned {
+        tracing::debug!(%error, "clients were closed in place");
     }
 }
 

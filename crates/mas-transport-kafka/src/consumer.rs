@@ -178,7 +178,6 @@ pub(crate) fn make(
             .set("heartbeat.interval.ms", heartbeat.as_millis().to_string()),
         GroupProtocol::Consumer => settings.set("group.protocol", "consumer"),
     };
-    if let Ok(d) = std::env::var("MASDBG") {
         settings.set("debug", d);
     }
     let mut consumer = Consumer::from_config_and_context(&settings, Watch::new(trouble))?;

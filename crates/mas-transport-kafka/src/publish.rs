@@ -83,7 +83,7 @@ pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
     let mut settings = config.client();
     let largest = config.max_message_bytes + (64 << 10);
     // A batch of several is never larger than one message may be.
-    let batch = client.get("batch.size").and_then(|size| size.parse().ok());
+    let batch = settings.get("batch.size").and_then(|size| size.parse().ok());
     let batch = largest.min(batch.unwrap_or(1_000_000));
     let compression = match config.compression {
         Compression::None => "none",
@@ -214,7 +214,7 @@ pub(crate) async fn hand_over(
             record = record.payload(value);
         }
         loop {
-            let Some(producer) = shared.producer() else {
+            let Some(producer) = shared.asker.producer() else {
                 record
                     .delivery_opaque
                     .refuse(KafkaError::MessageProduction(Code::DestroyBroker));

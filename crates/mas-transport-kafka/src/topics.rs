@@ -125,21 +125,6 @@ impl Topics {
         };
         let replicas = config.min_insync.map(|least| least.to_string());
         let options = self.asker.options();
-        let turn = self.asker.turn().await;
-        let since = Instant::now();
-        let made = self
-            .asker
-            .admin(operation)?
-            .create_topics([&new], &options)
-            .await;
-        drop(turn);
-        let made = made.map_err(|e| self.asker.explain(operation, since, e))?;
-        for outcome in made {
-            match outcome {
-                Ok(_) => {}
-                Err((_, Code::TopicAlreadyExists)) => {}
-                Err((_, code)) => {
-=======
         loop {
             let bytes = largest.to_string();
             let mut new = NewTopic::new(
@@ -152,11 +137,14 @@ impl Topics {
             if let Some(least) = &replicas {
                 new = new.set("min.insync.replicas", least);
             }
+            let turn = self.asker.turn().await;
+            let since = Instant::now();
             let made = self
                 .asker
                 .admin(operation)?
                 .create_topics([&new], &options)
                 .await;
+            drop(turn);
             let made = made.map_err(|e| self.asker.explain(operation, since, e))?;
             match made.into_iter().find_map(std::result::Result::err) {
                 None | Some((_, Code::TopicAlreadyExists)) => break,

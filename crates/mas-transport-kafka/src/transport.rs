@@ -1,7 +1,7 @@
 //! The transport: what its parts share, and the traits.
 
 use std::any::Any;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,8 +11,6 @@ use mas_transport_core::{
     Admin, Confirm, Connections, Error, Fetch, Message, ReadSpec, Result, Source, Subscription,
     Transport, TransportInfo,
 };
-use rdkafka::config::FromClientConfigAndContext as _;
-use rdkafka::producer::Producer as _;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,16 +18,16 @@ use tokio_util::task::TaskTracker;
 
 use crate::BACKEND;
 use crate::admin::KafkaAdmin;
-use crate::client::{Asker, Trouble};
+use crate::client::Asker;
 use crate::config::KafkaConfig;
 use crate::fetch::KafkaFetch;
+use crate::info;
 use crate::keys::Keys;
 use crate::member::Member;
 use crate::native::KafkaNative;
-use crate::publish::{self, Delivered, Producer};
+use crate::publish;
 use crate::settle::KafkaSettle;
 use crate::topics::Topics;
-use crate::{error, info};
 
 /// How long the clients may take to close after the deadline.
 const GRACE: Duration = Duration::from_secs(2);
@@ -45,7 +43,6 @@ pub(crate) struct Shared {
     pub(crate) line: Arc<tokio::sync::Mutex<()>>,
     /// Room for messages in flight.
     pub(crate) room: Arc<Semaphore>,
-    producer: RwLock<Option<Arc<Producer>>>,
     members: Mutex<Vec<Weak<Member>>>,
     closed: CancellationToken,
 }
@@ -70,63 +67,6 @@ impl Shared {
         }
         Ok(())
     }
-
-    /// The client that publishes: another one when the last one has broken for good, none when this is
-    /// closed.
-    pub(crate) fn producer(&self) -> Option<Arc<Producer>> {
-        let producer = self.producer.read();
-        let producer = producer.unwrap_or_else(PoisonError::into_inner).clone()?;
-        if producer.client().fatal_error().is_none() {
-            return Some(producer);
-        }
-        let current = self.producer.write();
-        let mut current = current.unwrap_or_else(PoisonError::into_inner);
-        if let Some((code, reason)) = current.as_ref()?.client().fatal_error() {
-            tracing::warn!(%code, reason, "the client that publishes is made anew");
-            match make_producer(&self.asker.config) {
-                Ok(fresh) => dispose(current.replace(Arc::new(fresh))),
-                Err(error) => tracing::warn!(%error, "the client that publishes cannot be made"),
-            }
-        }
-        current.clone()
-    }
-
-    /// Lets the clients go.
-    fn dismiss(&self) -> impl Future<Output = ()> + Send + use<> {
-        let producer = self.producer.write();
-        let producer = producer.unwrap_or_else(PoisonError::into_inner).take();
-        let admin = self.asker.dismiss();
-        async move {
-            let gone = tokio::task::spawn_blocking(move || drop((producer, admin)));
-            let _ = gone.await;
-        }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        let producer = self.producer.get_mut();
-        let producer = producer.unwrap_or_else(PoisonError::into_inner).take();
-        if producer.is_some() {
-            dispose((producer, self.asker.dismiss()));
-        }
-    }
-}
-
-/// Drops clients, which blocks for a moment, on a thread that ends with it.
-fn dispose<T: Send + 'static>(clients: T) {
-    let spawned = std::thread::Builder::new()
-        .name("kafka closing".to_owned())
-        .spawn(move || drop(clients));
-    if let Err(error) = spawned {
-        tracing::debug!(%error, "clients were closed in place");
-    }
-}
-
-fn make_producer(config: &KafkaConfig) -> Result<Producer> {
-    let context = Delivered(Arc::<Trouble>::default());
-    let settings = publish::settings(config);
-    Producer::from_config_and_context(&settings, context).map_err(|e| error::told("connect", e))
 }
 
 /// A connection to Kafka brokers (2.1 or later, 4.3 tested).
@@ -153,7 +93,6 @@ impl KafkaTransport {
         let config = Arc::new(config);
         let asker = Arc::new(Asker::new(config.clone())?);
         let info = Arc::new(info::probe(&asker).await?);
-        let producer = make_producer(&config)?;
         let keys = Keys::new(&config.prefix, &config.namespace);
         let shared = Arc::new(Shared {
             topics: Topics::new(asker.clone(), keys),
@@ -162,7 +101,6 @@ impl KafkaTransport {
             tasks: TaskTracker::new(),
             line: Arc::default(),
             room: Arc::new(Semaphore::new(config.max_in_flight)),
-            producer: RwLock::new(Some(Arc::new(producer))),
             members: Mutex::default(),
             closed: CancellationToken::new(),
         });
@@ -249,7 +187,8 @@ impl Transport for KafkaTransport {
         {
             tracing::debug!("tasks were still under way at the deadline");
         }
-        let gone = self.shared.dismiss();
+        let clients = self.shared.asker.dismiss();
+        let gone = tokio::task::spawn_blocking(move || drop(clients));
         if tokio::time::timeout(GRACE, gone).await.is_err() {
             tracing::debug!("the clients are still closing");
         }
