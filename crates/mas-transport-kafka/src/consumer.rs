@@ -178,8 +178,6 @@ pub(crate) fn make(
             .set("heartbeat.interval.ms", heartbeat.as_millis().to_string()),
         GroupProtocol::Consumer => settings.set("group.protocol", "consumer"),
     };
-        settings.set("debug", d);
-    }
     let mut consumer = Consumer::from_config_and_context(&settings, Watch::new(trouble))?;
     consumer.set_nonempty_callback(move || events.notify_one());
     Ok(Arc::new(consumer))

@@ -83,7 +83,9 @@ pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
     let mut settings = config.client();
     let largest = config.max_message_bytes + (64 << 10);
     // A batch of several is never larger than one message may be.
-    let batch = settings.get("batch.size").and_then(|size| size.parse().ok());
+    let batch = settings
+        .get("batch.size")
+        .and_then(|size| size.parse().ok());
     let batch = largest.min(batch.unwrap_or(1_000_000));
     let compression = match config.compression {
         Compression::None => "none",
