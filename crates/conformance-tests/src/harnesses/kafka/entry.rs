@@ -48,34 +48,35 @@ impl Entry {
 
     /// What the client lets its users see: names end at a NUL, and those that are no text are not to
     /// be had. `data` comes last, and what has no value is empty. And how many headers are hidden.
-    fn seen(self) -> (Fields, usize) {
+    fn seen(&self) -> (Fields, usize) {
         let (mut seen, mut hidden) = (Vec::new(), 0);
         if self.headers.len() <= MOST_HEADERS {
-            for (name, value) in self.headers {
+            for (name, value) in &self.headers {
                 let end = name.iter().position(|b| *b == 0);
                 let name = name.slice(..end.unwrap_or(name.len()));
                 if hidden == MOST_UNREADABLE {
                     break;
                 }
                 match std::str::from_utf8(&name) {
-                    Ok(_) => seen.push((name, value.unwrap_or_default())),
+                    Ok(_) => seen.push((name, value.clone().unwrap_or_default())),
                     Err(_) => hidden += 1,
                 }
             }
         }
-        seen.push((Bytes::from_static(DATA), self.value.unwrap_or_default()));
+        let value = self.value.clone().unwrap_or_default();
+        seen.push((Bytes::from_static(DATA), value));
         (seen, hidden)
     }
 
     /// What stands in quarantine when it is no message.
-    pub(super) fn quarantined(self) -> Fields {
+    pub(super) fn quarantined(&self) -> Fields {
         let key = self.key.clone();
         let key = key.map(|key| (Bytes::from_static(KEY), key));
         key.into_iter().chain(self.seen().0).collect()
     }
 
     /// Whether it is read as a message.
-    pub(super) fn is_read(self, topic: &Topic) -> bool {
+    pub(super) fn is_read(&self, topic: &Topic) -> bool {
         let (seen, hidden) = self.seen();
         // One that cannot be seen could be any.
         hidden == 0 && fields::decode(topic, Position::default(), seen).is_ok()

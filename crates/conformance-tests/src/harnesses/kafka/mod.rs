@@ -383,7 +383,8 @@ impl Broker for OnKafka {
         let mut wires = self.wires.lock().await;
         let (wires, count) = &mut *wires;
         *count += 1;
-        let (partition, leader) = &leaders[*count % leaders.len()];
+        let one = leaders.iter().cycle().nth(*count % leaders.len().max(1));
+        let (partition, leader) = one.ok_or("nobody leads the topic")?;
         if !wires.contains_key(leader) {
             let wire = Wire::connect(leader).await?;
             wires.insert(leader.clone(), wire);

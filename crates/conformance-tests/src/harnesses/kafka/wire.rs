@@ -120,13 +120,11 @@ fn varint(to: &mut Vec<u8>, length: Option<usize>) {
 
 /// Castagnoli's checksum.
 fn crc32c(bytes: &[u8]) -> u32 {
-    let table: [u32; 256] = std::array::from_fn(|at| {
-        (0..8).fold(at as u32, |crc, _| {
-            (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
-        })
-    });
+    let shift = |crc: u32| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+    let table: [u32; 256] = std::array::from_fn(|at| (0..8).fold(at as u32, |crc, _| shift(crc)));
     !bytes.iter().fold(!0, |crc: u32, byte| {
-        (crc >> 8) ^ table[(crc as u8 ^ byte) as usize]
+        let at = usize::from(crc as u8 ^ byte);
+        (crc >> 8) ^ table.get(at).copied().unwrap_or_default()
     })
 }
 
