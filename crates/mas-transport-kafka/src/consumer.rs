@@ -232,6 +232,19 @@ pub(crate) fn standings(
     Ok(standings)
 }
 
+/// Up to where the client has handed out what there is of each partition: also marks of transactions, and
+/// what these took back, which it hands to nobody. `None` where it has come to nothing yet.
+pub(crate) fn positions(consumer: &Consumer) -> KafkaResult<Vec<(i32, Option<u64>)>> {
+    let list = consumer.position()?;
+    let position = |offset| match offset {
+        Offset::Offset(offset) => u64::try_from(offset).ok(),
+        _ => None,
+    };
+    let each = list.elements();
+    let each = each.iter().map(|e| (e.partition(), position(e.offset())));
+    Ok(each.collect())
+}
+
 /// What to commit of a partition: its number, the offset, and what goes with it.
 pub(crate) type Entry = (i32, u64, String);
 

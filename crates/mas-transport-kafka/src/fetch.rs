@@ -123,12 +123,26 @@ fn look(
         .bytes
         .saturating_sub(taken.iter().map(|t| t.raw.size()).sum());
     let read = read(member, &queues, room, bytes);
-    drop(queues);
     let mut state = lock(&member.state);
     let now = now();
+    // What was read before a partition went, and came again, is read anew.
+    let ours = |(partition, queue): &&(i32, Arc<Queue>)| {
+        let mut queues = state.queues.iter();
+        queues.any(|(p, q)| p == partition && Arc::ptr_eq(q, queue))
+    };
+    let ours: Vec<i32> = queues.iter().filter(ours).map(|(p, _)| *p).collect();
     for (partition, offset, raw) in read {
-        state.share.arrived(now, partition, offset, raw);
+        if ours.contains(&partition) {
+            state.share.arrived(now, partition, offset, raw);
+        }
     }
+    for (partition, offset) in std::mem::take(&mut state.passed) {
+        // Not what was lost: there is nothing for anybody in between.
+        if state.share.skip_to(partition, offset) > 0 {
+            member.dirty.notify_one();
+        }
+    }
+    drop(queues);
     let rest = Want {
         messages: want.messages.saturating_sub(taken.len()),
         bytes,

@@ -12,7 +12,7 @@ use rdkafka::message::Message as _;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::commit::{AGAIN, Done, commit};
-use crate::consumer::{Change, Consumer, Standing, list};
+use crate::consumer::{self, Change, Consumer, Standing, list};
 use crate::fetch;
 use crate::mark::Mark;
 use crate::member::{Member, State, now};
@@ -36,6 +36,7 @@ pub(crate) async fn run(member: Arc<Member>) {
         member,
         leaving: Vec::new(),
         subscribed: true,
+        fresh: Vec::new(),
     };
     while !keeper.member.closing.is_cancelled() {
         keeper.serve().await;
@@ -56,6 +57,9 @@ struct Keeper {
     leaving: Vec<Leaving>,
     /// It takes part in its group.
     subscribed: bool,
+    /// Partitions of which the client has said, since they were taken over, that it had come to nothing
+    /// yet: what it says from then on is of this time, and not of an earlier one.
+    fresh: Vec<i32>,
 }
 
 impl Keeper {
@@ -91,10 +95,44 @@ impl Keeper {
         if !lost.is_empty() {
             self.find_place(&consumer, lost).await;
         }
+        self.pass(&consumer).await;
         // The client leaves its group when nobody has it any more.
         drop(consumer);
         if gone {
             self.begin_anew().await;
+        }
+    }
+
+    /// Asks how far the client has come in partitions in which nothing is open. Marks of transactions, and
+    /// records that were taken back, stand at the end of a log like records that wait, and are gone one
+    /// day like records that were lost.
+    ///
+    /// Whatever the client has handed out by now has been kept here, or is with the fetch that took it,
+    /// which keeps it before it takes note of this.
+    async fn pass(&mut self, consumer: &Arc<Consumer>) {
+        let idle = lock(&self.member.state).share.idle();
+        if idle.is_empty() {
+            return;
+        }
+        let asked = self.member.blocking(consumer, consumer::positions).await;
+        let Some(Ok(positions)) = asked else {
+            return;
+        };
+        let mut state = lock(&self.member.state);
+        for (partition, position) in positions {
+            match position {
+                None if !self.fresh.contains(&partition) => self.fresh.push(partition),
+                Some(position)
+                    if self.fresh.contains(&partition)
+                        && idle
+                            .iter()
+                            .any(|(p, next)| *p == partition && *next < position) =>
+                {
+                    state.passed.push((partition, position));
+                    self.member.arrived.notify_one();
+                }
+                _ => {}
+            }
         }
     }
 
@@ -146,6 +184,7 @@ impl Keeper {
         {
             let mut state = lock(&member.state);
             for standing in &standings {
+                self.fresh.retain(|p| *p != standing.partition);
                 let tracker = self.restore(&mut state, standing);
                 from.push((standing.partition, Some(tracker.next())));
                 state.share.own(standing.partition, tracker);
@@ -311,6 +350,8 @@ impl Keeper {
                         place.done(Err(member.moved()));
                     }
                     let tracker = Tracker::restored(standing.low, None, standing.high);
+                    state.passed.retain(|(p, _)| *p != standing.partition);
+                    self.fresh.retain(|p| *p != standing.partition);
                     state.share.own(standing.partition, tracker);
                     standing.low
                 } else {
@@ -467,6 +508,7 @@ fn forget(member: &Arc<Member>, partitions: &[i32]) {
     {
         let mut state = lock(&member.state);
         state.queues.retain(|(p, _)| !partitions.contains(p));
+        state.passed.retain(|(p, _)| !partitions.contains(p));
         let mut tokens = Vec::new();
         for partition in partitions {
             let (held, places) = state.share.release(*partition);

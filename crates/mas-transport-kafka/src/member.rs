@@ -66,6 +66,9 @@ pub(crate) struct State {
     pub(crate) error: Option<Error>,
     /// The last fetch wanted nothing.
     pub(crate) wants: bool,
+    /// Offsets below which the client has handed out of a partition all there is, for `fetch` to take
+    /// note of when it has kept that.
+    pub(crate) passed: Vec<(i32, u64)>,
     /// Partitions whose log is not where it was thought to be.
     pub(crate) lost_place: Vec<i32>,
     /// The topic may be gone.
@@ -110,6 +113,7 @@ impl Member {
                 control: VecDeque::new(),
                 error: None,
                 wants: true,
+                passed: Vec::new(),
                 lost_place: Vec::new(),
                 topic_gone: false,
                 down: false,

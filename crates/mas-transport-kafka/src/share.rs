@@ -175,6 +175,14 @@ impl<W> Share<W> {
         self.parts.keys().copied().collect()
     }
 
+    /// The partitions of which everything that was read is settled, and where reading goes on.
+    pub(crate) fn idle(&self) -> Vec<(i32, u64)> {
+        let idle =
+            |(_, part): &(&i32, &Part<W>)| part.leaving.is_none() && part.tracker.open() == 0;
+        let parts = self.parts.iter().filter(idle);
+        parts.map(|(p, part)| (*p, part.tracker.next())).collect()
+    }
+
     /// Where reading of a partition goes on.
     pub(crate) fn next(&self, partition: i32) -> Option<u64> {
         self.parts.get(&partition).map(|part| part.tracker.next())
