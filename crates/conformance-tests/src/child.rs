@@ -77,6 +77,8 @@ pub enum Line {
         id: String,
         /// Which attempt it was.
         attempt: u32,
+        /// When it asked for that, by the clock that the processes of a machine share.
+        called: SystemTime,
     },
     /// It failed.
     Failed(String),
@@ -182,8 +184,18 @@ impl Child {
                 attempt: *attempt,
                 deadline: history.at(instant(*deadline)),
             }),
-            Line::Acked { id, attempt } => {
-                history.settling(self.member, id, *attempt, How::Ack);
+            Line::Acked {
+                id,
+                attempt,
+                called,
+            } => {
+                history.push(Happened::Settling {
+                    member: self.member,
+                    id: id.clone(),
+                    attempt: *attempt,
+                    how: How::Ack,
+                    called: Some(history.at(instant(*called))),
+                });
                 history.settled(self.member, id.clone(), *attempt, How::Ack, Ended::Done);
             }
             Line::Failed(why) => self.ctx.note(format!("a child failed: {why}")),
@@ -301,9 +313,15 @@ async fn work(consumer: &Consumer, job: &Job) -> Verdict {
             Job::AbortAt(start) if delivery.payload().starts_with(start.as_bytes()) => {
                 std::process::abort();
             }
-            Job::Ack | Job::AbortAt(_) => delivery.ack().await?,
+            Job::Ack | Job::AbortAt(_) => {}
         }
-        say(&Line::Acked { id, attempt });
+        let called = SystemTime::now();
+        delivery.ack().await?;
+        say(&Line::Acked {
+            id,
+            attempt,
+            called,
+        });
     }
     Ok(())
 }

@@ -246,6 +246,9 @@ pub struct Timing {
     pub quiet: Duration,
     /// How long something that has to happen may take.
     pub patience: Duration,
+    /// How long after a member has come or gone partitions may still change hands: trials that time leases
+    /// to the moment let that pass first.
+    pub sharing: Duration,
     /// How much longer a trial may run than on other backends before it counts as stuck: what starting a
     /// broker costs, and noticing that a member is dead.
     pub slower: Duration,
@@ -260,6 +263,7 @@ impl Timing {
             slack: Duration::from_millis(10),
             quiet: Duration::from_secs(100),
             patience: Duration::from_secs(600),
+            sharing: Duration::ZERO,
             slower: Duration::ZERO,
         }
     }
@@ -272,6 +276,7 @@ impl Timing {
             slack: Duration::from_secs(2),
             quiet: Duration::from_millis(300),
             patience: Duration::from_secs(10),
+            sharing: Duration::ZERO,
             slower: Duration::ZERO,
         }
     }

@@ -166,6 +166,8 @@ pub enum Happened {
         attempt: u32,
         /// How.
         how: How,
+        /// When it was called, where that was heard of later: from another process.
+        called: Option<Duration>,
     },
     /// The answer to a settlement came.
     Settled {

@@ -291,6 +291,7 @@ impl History {
             id: id.to_owned(),
             attempt,
             how,
+            called: None,
         });
     }
 

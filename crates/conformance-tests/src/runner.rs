@@ -198,7 +198,7 @@ async fn drive(
     let limit = if harness.timing().paused {
         VIRTUAL_LIMIT
     } else {
-        def.limit
+        def.limit + harness.timing().slower
     };
     let mut verdict = match tokio::time::timeout(limit, (def.run)(ctx.clone())).await {
         Ok(verdict) => verdict,

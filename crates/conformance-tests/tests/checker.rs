@@ -100,6 +100,7 @@ impl Tape {
             id: id.into(),
             attempt,
             how,
+            called: None,
         });
     }
 

@@ -195,7 +195,11 @@ impl Admin for KafkaAdmin {
                 .admin("purge")?
                 .delete_records(&list, &options)
                 .await;
-            done.map_err(|e| self.0.asker.explain("purge", since, e))?;
+            let done = done.map_err(|e| self.0.asker.explain("purge", since, e))?;
+            // Each partition has an answer of its own.
+            for element in done.elements() {
+                element.error().map_err(|e| error::told("purge", e))?;
+            }
         }
         Ok(removed)
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::member::{Member, now};
 use crate::publish::{Fate, Letter, hand_over};
-use crate::settle::{Answer, settle_here};
+use crate::settle::{Answer, keeping, settle_here};
 
 /// One record to be buried.
 #[derive(Debug)]
@@ -48,7 +48,9 @@ pub(crate) async fn bury_all(member: &Arc<Member>, burials: Vec<Burial>) -> Vec<
             true => Topic::quarantine(&member.topic, &member.group),
             false => Topic::dead_letters(&member.topic, &member.group),
         };
-        answers.extend(bury(member, target, part).await);
+        // A message is not handed out again while its letter is written.
+        let tokens: Vec<Token> = part.iter().map(|b| b.token).collect();
+        answers.extend(keeping(member, &tokens, bury(member, target, part)).await);
     }
     answers
 }

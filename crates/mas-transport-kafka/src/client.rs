@@ -196,7 +196,10 @@ impl Asker {
         if let Some((code, reason)) = current.as_ref()?.client().fatal_error() {
             tracing::warn!(%code, reason, "the client that publishes is made anew");
             match make_producer(&self.config, self.trouble.clone()) {
-                Ok(fresh) => dispose(current.replace(Arc::new(fresh))),
+                Ok(fresh) => {
+                    let broken = current.replace(Arc::new(fresh));
+                    dispose(move || drop(broken));
+                }
                 Err(error) => tracing::warn!(%error, "the client that publishes cannot be made"),
             }
         }
@@ -221,7 +224,7 @@ impl Drop for Asker {
     fn drop(&mut self) {
         match self.dismiss() {
             (None, None) => {}
-            clients => dispose(clients),
+            clients => dispose(move || drop(clients)),
         }
     }
 }
@@ -231,11 +234,11 @@ fn make_producer(config: &KafkaConfig, trouble: Arc<Trouble>) -> Result<Producer
         .map_err(|e| error::told("connect", e))
 }
 
-/// Drops clients, which blocks for a moment, on a thread that ends with it.
-fn dispose<T: Send + 'static>(clients: T) {
+/// Lets clients go, which blocks for a moment, on a thread that ends with it.
+pub(crate) fn dispose(let_go: impl FnOnce() + Send + 'static) {
     let spawned = std::thread::Builder::new()
         .name("kafka closing".to_owned())
-        .spawn(move || drop(clients));
+        .spawn(let_go);
     if let Err(error) = spawned {
         tracing::debug!(%error, "clients were closed in place");
     }

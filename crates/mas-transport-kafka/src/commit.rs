@@ -7,6 +7,7 @@ use std::time::Duration;
 use mas_transport_core::ErrorKind;
 use mas_transport_core::backend::lock;
 use rdkafka::consumer::Consumer as _;
+use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::{Instant, sleep};
 
 use crate::consumer;
@@ -73,14 +74,24 @@ pub(crate) async fn commit(member: &Arc<Member>, giving_up: Option<&[i32]>) -> D
         .collect();
     let topic = member.topic_name.clone();
     let since = Instant::now();
-    let done = member.blocking(&consumer, move |consumer| {
-        consumer::commit(consumer, &topic, &entries)
+    // Moved there: it may be the last one.
+    let done = tokio::task::spawn_blocking(move || {
+        let done = consumer::commit(&consumer, &topic, &entries);
+        done.map_err(|told| (told, consumer.assignment_lost()))
     });
     match done.await {
-        Some(Ok(())) => {}
-        Some(Err(told)) => {
-            // Also while partitions change hands, in which case the next one is taken.
-            let fenced = consumer.assignment_lost();
+        Ok(Ok(())) => {}
+        Ok(Err((told, lost))) => {
+            // An old generation is named also while partitions change hands: then the next one is taken.
+            let fenced = lost
+                || matches!(
+                    error::code(&told),
+                    Some(Code::UnknownMemberId | Code::FencedMemberEpoch)
+                );
+            if fenced {
+                lock(&member.state).fenced = true;
+                member.events.notify_one();
+            }
             let gone = error::code(&told).is_some_and(error::is_missing);
             let error = member.told("settle", since, told);
             if gone {
@@ -94,7 +105,7 @@ pub(crate) async fn commit(member: &Arc<Member>, giving_up: Option<&[i32]>) -> D
             }
             return if fenced { Done::Fenced } else { Done::Later };
         }
-        None => return Done::Fenced,
+        Err(_) => return Done::Fenced,
     }
     let done: Vec<Place> = {
         let mut state = lock(&member.state);

@@ -460,9 +460,6 @@ impl KafkaConfig {
         }
         client.set("bootstrap.servers", self.address());
         client.set("client.id", &self.client_id);
-        // With `rebootstrap` (the default since 2.11) a client that had lost its only broker for a moment
-        // never read from it again: seen with 2.12.1.
-        prefer(&mut client, "metadata.recovery.strategy", "none");
         prefer(&mut client, "reconnect.backoff.ms", "50");
         prefer(&mut client, "reconnect.backoff.max.ms", "1000");
         self.security.apply(&mut client);

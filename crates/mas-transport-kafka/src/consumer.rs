@@ -28,7 +28,7 @@ pub(crate) type Consumer = BaseConsumer<Watch>;
 pub(crate) type Queue = PartitionQueue<Watch>;
 
 /// Partitions that come or go.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Change {
     Assigned(Vec<i32>),
     Revoked(Vec<i32>),
@@ -43,6 +43,8 @@ pub(crate) struct Watch {
     closing: AtomicBool,
     /// How many things were told.
     heard: AtomicU64,
+    /// The change that the client waits for an answer to; it does not close before it has one.
+    owed: Mutex<Option<Change>>,
 }
 
 impl Watch {
@@ -52,6 +54,7 @@ impl Watch {
             changes: Mutex::default(),
             closing: AtomicBool::new(false),
             heard: AtomicU64::new(0),
+            owed: Mutex::default(),
         }
     }
 
@@ -67,6 +70,11 @@ impl Watch {
 
     fn hears(&self) {
         self.heard.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The client has its answer to a change.
+    pub(crate) fn answered(&self) {
+        lock(&self.owed).take();
     }
 
     /// From now on partitions are given up as soon as that is asked.
@@ -112,10 +120,12 @@ impl ConsumerContext for Watch {
             "partitions change hands"
         );
         if !self.closing.load(Ordering::Acquire) {
-            lock(&self.changes).push_back(match assigned {
+            let change = match assigned {
                 true => Change::Assigned(numbers()),
                 false => Change::Revoked(numbers()),
-            });
+            };
+            *lock(&self.owed) = Some(change.clone());
+            lock(&self.changes).push_back(change);
             return;
         }
         let cooperative = matches!(
@@ -164,6 +174,10 @@ pub(crate) fn make(
         ("fetch.wait.max.ms", "500"),
         ("queued.min.messages", "10000"),
         ("queued.max.messages.kbytes", "16384"),
+        // A request that gets no answer, a commit above all, holds up what comes behind it; 60 s by default.
+        ("socket.timeout.ms", "10000"),
+        // How soon it is noticed that a topic was deleted or has more partitions; 5 min by default.
+        ("topic.metadata.refresh.interval.ms", "5000"),
     ] {
         prefer(&mut settings, key, value);
     }
@@ -260,6 +274,22 @@ pub(crate) fn commit(consumer: &Consumer, topic: &str, entries: &[Entry]) -> Kaf
         // There was nothing to do.
         Err(KafkaError::ConsumerCommit(Code::NoOffset)) => Ok(()),
         done => done,
+    }
+}
+
+/// Gives the client the answer that it still waits for, so that it can close. Blocks.
+pub(crate) fn answer(consumer: &Consumer, topic: &str) {
+    let owed = lock(&consumer.context().owed).take();
+    let answered = match owed {
+        None => return,
+        Some(Change::Assigned(_)) => consumer.incremental_assign(&TopicPartitionList::new()),
+        Some(Change::Revoked(partitions)) => {
+            let each: Vec<_> = partitions.iter().map(|p| (*p, None)).collect();
+            list(topic, &each).and_then(|list| consumer.incremental_unassign(&list))
+        }
+    };
+    if let Err(error) = answered {
+        tracing::debug!(%error, "the client had no answer to wait for");
     }
 }
 

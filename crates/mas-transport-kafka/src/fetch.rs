@@ -9,6 +9,7 @@ use mas_transport_core::backend::lock;
 use mas_transport_core::{Error, ErrorKind, Event, Fetch, RawDelivery, Result, Want};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
+use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::{Instant, sleep_until};
 
 use crate::BACKEND;
@@ -90,7 +91,7 @@ fn look(
         return Err(Error::closed("fetch").on(BACKEND));
     }
     let before = out.len();
-    let (queues, room) = {
+    let (queues, limited, room) = {
         let mut state = lock(&member.state);
         let now = now();
         let wanted = want.messages > 0;
@@ -112,17 +113,21 @@ fn look(
         let room = want
             .messages
             .saturating_sub(taken.len() + state.share.ready());
-        let readable = |(partition, _): &&(i32, Arc<Queue>)| state.share.reads(*partition);
         let queues: Vec<_> = match room {
             0 => Vec::new(),
-            _ => state.queues.iter().filter(readable).cloned().collect(),
+            _ => state.queues.clone(),
         };
-        (queues, room)
+        let limit = |(partition, queue): &(i32, Arc<Queue>)| {
+            let limit = state.share.room(*partition);
+            (limit > 0).then(|| (*partition, queue.clone(), limit))
+        };
+        let limited = queues.iter().filter_map(limit).collect();
+        (queues, limited, room)
     };
     let bytes = want
         .bytes
         .saturating_sub(taken.iter().map(|t| t.raw.size()).sum());
-    let read = read(member, &queues, room, bytes);
+    let read = read(member, limited, room, bytes);
     let mut state = lock(&member.state);
     let now = now();
     // What was read before a partition went, and came again, is read anew.
@@ -166,7 +171,7 @@ fn look(
 /// Takes from the client what it has read, up to so many records and, but for the last one, bytes.
 fn read(
     member: &Arc<Member>,
-    queues: &[(i32, Arc<Queue>)],
+    mut queues: Vec<(i32, Arc<Queue>, usize)>,
     mut room: usize,
     mut bytes: usize,
 ) -> Vec<(i32, u64, Raw)> {
@@ -174,8 +179,8 @@ fn read(
     let share = room.div_ceil(queues.len().max(1));
     // First each its share, then whoever has more.
     for most in [share, room] {
-        for (partition, queue) in queues {
-            let mut left = most;
+        for (partition, queue, limit) in &mut queues {
+            let mut left = most.min(*limit);
             while left > 0 && room > 0 && (bytes > 0 || read.is_empty()) {
                 match queue.poll(Duration::ZERO) {
                     Some(Ok(record)) => {
@@ -183,6 +188,7 @@ fn read(
                         let offset = u64::try_from(record.offset()).unwrap_or_default();
                         bytes = bytes.saturating_sub(raw.size());
                         left -= 1;
+                        *limit -= 1;
                         room -= 1;
                         read.push((*partition, offset, raw));
                     }
@@ -198,18 +204,41 @@ fn read(
 /// The client told of an error while reading.
 pub(crate) fn trouble(member: &Arc<Member>, partition: Option<i32>, told: KafkaError) {
     tracing::debug!(error = %told, ?partition, topic = %member.topic, "the client reports");
+    let code = crate::error::code(&told);
     let mut state = lock(&member.state);
-    match (partition, crate::error::code(&told)) {
+    match (partition, code) {
         (Some(partition), _) if is_lost_place(&told) => state.lost_place.push(partition),
         (_, Some(code)) if crate::error::is_missing(code) => state.topic_gone = true,
         _ => {
             let error = crate::error::told("fetch", told)
                 .with("topic", &member.topic)
                 .with("group", &member.group);
-            // The client connects again by itself, and tells of every attempt.
+            // The client goes on by itself, and tells of every attempt.
             if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::LeaseLost) {
                 return;
             }
+            // Only what somebody has to change ends a consumer: signing in fails as well when a broker
+            // goes away in the middle of it.
+            let lasting = matches!(
+                code,
+                Some(
+                    Code::TopicAuthorizationFailed
+                        | Code::GroupAuthorizationFailed
+                        | Code::InconsistentGroupProtocol
+                        | Code::InvalidSessionTimeout
+                        | Code::UnsupportedVersion
+                )
+            );
+            let error = match lasting || error.is_retryable() {
+                true => error,
+                false => member
+                    .error(
+                        ErrorKind::Unavailable,
+                        "fetch",
+                        "a broker could not be read from",
+                    )
+                    .because(error),
+            };
             state.down |= error.kind() == ErrorKind::Unavailable;
             state.error = Some(error);
             member.arrived.notify_one();

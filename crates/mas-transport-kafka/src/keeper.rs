@@ -23,6 +23,9 @@ use crate::tracker::Tracker;
 /// the client may be lost (rdkafka issue 665).
 const AT_LEAST: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether partitions stand still.
+const STALL: Duration = Duration::from_secs(5);
+
 /// Partitions that are to be given up, and by when.
 #[derive(Debug)]
 struct Leaving {
@@ -37,6 +40,8 @@ pub(crate) async fn run(member: Arc<Member>) {
         leaving: Vec::new(),
         subscribed: true,
         fresh: Vec::new(),
+        places: Vec::new(),
+        looked: Instant::now(),
     };
     while !keeper.member.closing.is_cancelled() {
         keeper.serve().await;
@@ -60,6 +65,9 @@ struct Keeper {
     /// Partitions of which the client has said, since they were taken over, that it had come to nothing
     /// yet: what it says from then on is of this time, and not of an earlier one.
     fresh: Vec<i32>,
+    /// What was to be read next when that was last looked at.
+    places: Vec<(i32, u64)>,
+    looked: Instant,
 }
 
 impl Keeper {
@@ -73,6 +81,9 @@ impl Keeper {
             return;
         };
         self.listen(&consumer);
+        if std::mem::take(&mut lock(&self.member.state).fenced) {
+            self.lose(&consumer);
+        }
         while let Some(change) = consumer.context().next_change() {
             match change {
                 Change::Assigned(partitions) => self.take_over(&consumer, partitions).await,
@@ -80,7 +91,7 @@ impl Keeper {
             }
         }
         self.give_up(&consumer).await;
-        self.take_part(&consumer);
+        self.take_part(&consumer).await;
         let (lost, gone, down) = {
             let mut state = lock(&self.member.state);
             (
@@ -92,14 +103,19 @@ impl Keeper {
         if down {
             self.reconnect(&consumer).await;
         }
+        let mut elsewhere = false;
         if !lost.is_empty() {
-            self.find_place(&consumer, lost).await;
+            elsewhere = self.find_place(&consumer, lost).await;
         }
         self.pass(&consumer).await;
+        self.look_for_stalls(&consumer).await;
         // The client leaves its group when nobody has it any more.
         drop(consumer);
-        if gone {
-            self.begin_anew().await;
+        if gone && self.is_gone().await {
+            self.begin_anew(Some(DELETED)).await;
+        } else if elsewhere {
+            // What happened is told when it is known where the group stands.
+            self.begin_anew(None).await;
         }
     }
 
@@ -157,6 +173,16 @@ impl Keeper {
         }
     }
 
+    /// The group went on without this member: nothing is its own any more, also while the client waits for
+    /// partitions to be given up and does not say so.
+    fn lose(&mut self, consumer: &Consumer) {
+        let owned = lock(&self.member.state).share.partitions();
+        forget(&self.member, &owned);
+        for leaving in std::mem::take(&mut self.leaving) {
+            self.release(consumer, &leaving.partitions);
+        }
+    }
+
     /// Partitions are this member's: takes them over as their last owner left them.
     async fn take_over(&mut self, consumer: &Arc<Consumer>, partitions: Vec<i32>) {
         let member = self.member.clone();
@@ -165,19 +191,39 @@ impl Keeper {
             let asked = member
                 .standings("fetch", consumer, partitions.clone())
                 .await;
-            match asked {
-                Ok(standings) => break standings,
-                Err(error) => {
-                    tracing::debug!(%error, "where the group stands is asked again");
-                    if error.kind() == ErrorKind::Unauthorized {
-                        lock(&member.state).error = Some(error);
+            let error = match asked {
+                Ok(standings) => match standings.iter().find_map(unreadable) {
+                    None => break standings,
+                    Some(why) => {
+                        let message = "what stands with the offsets of the group cannot be read by this version";
+                        member
+                            .error(ErrorKind::Conflict, "fetch", message)
+                            .with("why", why)
+                    }
+                },
+                Err(error) => error,
+            };
+            tracing::debug!(%error, "where the group stands is asked again");
+            // The client goes on meanwhile, and may have lost what it was given.
+            self.listen(consumer);
+            let missing = error.kind() == ErrorKind::NotFound;
+            let lasting =
+                missing || matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Conflict);
+            if lasting || consumer.assignment_lost() || member.closing.is_cancelled() {
+                {
+                    let mut state = lock(&member.state);
+                    state.topic_gone |= missing;
+                    if lasting && !missing {
+                        state.error = Some(error);
                         member.arrived.notify_one();
                     }
                 }
+                consumer::answer(consumer, &member.topic_name);
+                return;
             }
             tokio::select! {
                 () = sleep(wait.next()) => {}
-                () = member.closing.cancelled() => return,
+                () = member.closing.cancelled() => {}
             }
         };
         let mut from = Vec::with_capacity(standings.len());
@@ -202,6 +248,7 @@ impl Keeper {
         }
         let assigned =
             list(&member.topic_name, &from).and_then(|l| consumer.incremental_assign(&l));
+        consumer.context().answered();
         if let Err(told) = assigned {
             // It was taken away meanwhile, which the client tells next.
             tracing::debug!(error = %told, "partitions could not be taken over");
@@ -220,7 +267,7 @@ impl Keeper {
             self.member.gap(state, BEFORE, None);
             return Tracker::restored(low, None, high);
         }
-        // What nobody can read was refused when the group was joined.
+        // What nobody can read was refused before.
         let mark = Mark::decode(metadata).ok().flatten();
         let mut tracker = Tracker::restored(*position, mark.as_ref(), high);
         if *position < low {
@@ -275,9 +322,25 @@ impl Keeper {
             }
             // Whoever has them next begins where this ends.
             let limit = Instant::now() + self.member.shared.asker.config.response_timeout;
-            while commit(&self.member, Some(&leaving.partitions)).await == Done::Later
-                && Instant::now() < limit
-            {
+            loop {
+                let member = self.member.clone();
+                let committed = commit(&member, Some(&leaving.partitions));
+                tokio::pin!(committed);
+                let done = loop {
+                    tokio::select! {
+                        done = &mut committed => break done,
+                        // A broker that does not answer is not to keep a lost group from being noticed.
+                        () = sleep(2 * AGAIN) => {
+                            self.listen(consumer);
+                            if consumer.assignment_lost() || Instant::now() >= limit {
+                                break Done::Fenced;
+                            }
+                        }
+                    }
+                };
+                if done != Done::Later || Instant::now() >= limit {
+                    break;
+                }
                 sleep(AGAIN).await;
             }
             self.release(consumer, &leaving.partitions);
@@ -292,6 +355,7 @@ impl Keeper {
         let each: Vec<_> = partitions.iter().map(|p| (*p, None)).collect();
         let given =
             list(&self.member.topic_name, &each).and_then(|l| consumer.incremental_unassign(&l));
+        consumer.context().answered();
         if let Err(told) = given {
             tracing::debug!(error = %told, "partitions could not be given up");
         }
@@ -299,7 +363,7 @@ impl Keeper {
 
     /// A member whose handlers hang past their leases, and which takes nothing more, gives up its share
     /// until it does.
-    fn take_part(&mut self, consumer: &Consumer) {
+    async fn take_part(&mut self, consumer: &Arc<Consumer>) {
         let hangs = {
             let state = lock(&self.member.state);
             state.share.lapsed && !state.wants
@@ -307,26 +371,53 @@ impl Keeper {
         if hangs && self.subscribed {
             tracing::debug!(topic = %self.member.topic, "the handlers hang: this member leaves its group");
             self.subscribed = false;
-            consumer.unsubscribe();
+            let left = self
+                .member
+                .blocking(consumer, |consumer| consumer.unsubscribe());
+            left.await;
         } else if !hangs && !self.subscribed {
-            match consumer.subscribe(&[&self.member.topic_name]) {
-                Ok(()) => self.subscribed = true,
-                Err(error) => tracing::debug!(%error, "joining again is tried later"),
+            let topic = self.member.topic_name.clone();
+            let joined = self
+                .member
+                .blocking(consumer, move |consumer| consumer.subscribe(&[&topic]));
+            match joined.await {
+                Some(Ok(())) => self.subscribed = true,
+                other => tracing::debug!(?other, "joining again is tried later"),
             }
         }
     }
 
-    /// The log of partitions does not hold what was to be read next.
-    async fn find_place(&mut self, consumer: &Arc<Consumer>, partitions: Vec<i32>) {
+    /// The log of partitions may not hold what was to be read next; true when it is another log, in which
+    /// what is held means nothing.
+    async fn find_place(&mut self, consumer: &Arc<Consumer>, mut partitions: Vec<i32>) -> bool {
         let member = self.member.clone();
+        partitions.sort_unstable();
+        partitions.dedup();
+        // Before it is asked how far the log reaches: it is read meanwhile.
+        let places: Vec<(i32, u64)> = {
+            let state = lock(&member.state);
+            let place = |p: &i32| state.share.next(*p).map(|next| (*p, next));
+            partitions.iter().filter_map(place).collect()
+        };
+        let partitions: Vec<i32> = places.iter().map(|(p, _)| *p).collect();
+        if partitions.is_empty() {
+            return false;
+        }
         let asked = member
             .standings("fetch", consumer, partitions.clone())
             .await;
         let Ok(standings) = asked else {
             // Asked again with the next round.
             lock(&member.state).lost_place.extend(partitions);
-            return;
+            return false;
         };
+        let place = |partition| places.iter().find(|(p, _)| *p == partition);
+        if standings
+            .iter()
+            .any(|s| place(s.partition).is_some_and(|(_, next)| *next > s.high))
+        {
+            return true;
+        }
         for standing in standings {
             let from = {
                 let mut state = lock(&member.state);
@@ -338,25 +429,8 @@ impl Keeper {
                     if lost > 0 {
                         member.gap(&mut state, TRIMMED, Some(lost));
                     }
-                    standing.low
-                } else if next > standing.high {
-                    // Another log: what is held of the old one means nothing there.
-                    member.gap(&mut state, BEFORE, None);
-                    let (tokens, places) = state.share.release(standing.partition);
-                    if !tokens.is_empty() {
-                        state.control.push_back(Event::Revoked(tokens));
-                    }
-                    for place in places {
-                        place.done(Err(member.moved()));
-                    }
-                    let tracker = Tracker::restored(standing.low, None, standing.high);
-                    state.passed.retain(|(p, _)| *p != standing.partition);
-                    self.fresh.retain(|p| *p != standing.partition);
-                    state.share.own(standing.partition, tracker);
-                    standing.low
-                } else {
-                    next
                 }
+                next.max(standing.low)
             };
             let topic = member.topic_name.clone();
             let moved = member.blocking(consumer, move |consumer| {
@@ -374,6 +448,50 @@ impl Keeper {
         }
         member.dirty.notify_one();
         member.arrived.notify_one();
+        false
+    }
+
+    /// Looks, now and then, whether partitions of which nothing comes have nothing: the client says only
+    /// once that a log does not hold what it was to read next, and forgets it when partitions change hands.
+    async fn look_for_stalls(&mut self, consumer: &Arc<Consumer>) {
+        if self.looked.elapsed() < STALL {
+            return;
+        }
+        self.looked = Instant::now();
+        let places: Vec<(i32, u64)> = {
+            let state = lock(&self.member.state);
+            // Whoever wants nothing, or has not handed out what it read, reads nothing.
+            if !state.wants || state.share.ready() > 0 {
+                self.places.clear();
+                return;
+            }
+            let share = &state.share;
+            let owned = share.partitions().into_iter();
+            owned
+                .filter(|p| share.room(*p) > 0)
+                .filter_map(|p| share.next(p).map(|next| (p, next)))
+                .collect()
+        };
+        let before = std::mem::replace(&mut self.places, places);
+        let still = |place: &&(i32, u64)| before.contains(place);
+        let still: Vec<(i32, u64)> = self.places.iter().filter(still).copied().collect();
+        if still.is_empty() {
+            return;
+        }
+        let partitions = still.iter().map(|(p, _)| *p).collect();
+        let asked = self.member.standings("fetch", consumer, partitions).await;
+        let Ok(standings) = asked else {
+            return;
+        };
+        let stalls = standings.iter().filter(|s| {
+            let place = still.iter().find(|(p, _)| *p == s.partition);
+            place.is_some_and(|(_, next)| *next < s.low || *next > s.high)
+        });
+        let mut state = lock(&self.member.state);
+        state.lost_place.extend(stalls.map(|s| s.partition));
+        if !state.lost_place.is_empty() {
+            self.member.events.notify_one();
+        }
     }
 
     /// Looks whether a broker can be reached again.
@@ -390,36 +508,40 @@ impl Keeper {
         }
     }
 
-    /// The topic was deleted, and its groups with it: makes both anew.
-    async fn begin_anew(&mut self) {
-        let member = self.member.clone();
+    /// Whether the topic was deleted, and with it where the group stood.
+    async fn is_gone(&self) -> bool {
+        let member = &self.member;
         let topics = &member.shared.topics;
         topics.forget(&member.topic);
-        let found = topics.find("fetch", &member.topic).await;
-        let owned = lock(&member.state).share.partitions();
-        match found {
-            Ok(None) => {}
+        let asked = match topics.find("fetch", &member.topic).await {
+            Ok(None) => return true,
             // It was made again, and nobody knows where the group stood; or else it was there all the time.
-            Ok(Some(_)) => {
-                let asked = match self.consumer() {
-                    Some(consumer) => member.standings("fetch", &consumer, owned.clone()).await,
-                    None => Ok(Vec::new()),
-                };
-                match asked {
-                    Ok(standings) if standings.iter().all(|s| s.committed.is_none()) => {}
-                    Ok(_) => return,
-                    Err(_) => {
-                        lock(&member.state).topic_gone = true;
-                        return;
-                    }
+            Ok(Some(known)) => match self.consumer() {
+                Some(consumer) => {
+                    let all = (0..known.partitions).collect();
+                    member.standings("fetch", &consumer, all).await
                 }
-            }
+                None => Ok(Vec::new()),
+            },
+            Err(error) => Err(error),
+        };
+        match asked {
+            Ok(standings) => standings.iter().all(|s| s.committed.is_none()),
             Err(_) => {
+                // Asked again with the next round.
                 lock(&member.state).topic_gone = true;
-                return;
+                false
             }
         }
-        member.gap(&mut lock(&member.state), DELETED, None);
+    }
+
+    /// Joins the group anew, with another client, in a topic that may have to be made again.
+    async fn begin_anew(&mut self, why: Option<&str>) {
+        let member = self.member.clone();
+        let owned = lock(&member.state).share.partitions();
+        if let Some(why) = why {
+            member.gap(&mut lock(&member.state), why, None);
+        }
         forget(&member, &owned);
         self.leaving.clear();
         member.dismiss().await;
@@ -455,7 +577,8 @@ impl Keeper {
                 self.listen(&consumer);
                 while let Some(change) = consumer.context().next_change() {
                     match change {
-                        Change::Assigned(_) => {}
+                        // Nothing is taken any more, and the group is not to wait for an answer.
+                        Change::Assigned(_) => consumer::answer(&consumer, &member.topic_name),
                         Change::Revoked(partitions) => self.revoke(&consumer, partitions),
                     }
                 }
@@ -501,6 +624,12 @@ impl Keeper {
 const TRIMMED: &str = "entries were deleted or trimmed before this group had settled them";
 const BEFORE: &str = "the log ends before the place where the group stood: the topic was made again, or the broker lost data";
 const DELETED: &str = "the topic was deleted; this group begins with what is there now";
+
+/// Why this version cannot go on where a group stands.
+fn unreadable(standing: &Standing) -> Option<String> {
+    let (_, metadata) = standing.committed.as_ref()?;
+    Mark::decode(metadata).err()
+}
 
 /// Forgets partitions: what is held of them is lost, and who waits for commits is told.
 fn forget(member: &Arc<Member>, partitions: &[i32]) {

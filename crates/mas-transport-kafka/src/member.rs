@@ -1,7 +1,7 @@
 //! One member of one group: what its keeper, its committer, its `fetch` and its settlements share.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mas_transport_core::backend::{Wait, lock};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::BACKEND;
-use crate::client::{Trouble, explain};
+use crate::client::{Trouble, dispose, explain};
 use crate::consumer::{self, Consumer, Entry, Queue, Standing};
 use crate::mark::Mark;
 use crate::settle::Place;
@@ -73,6 +73,8 @@ pub(crate) struct State {
     pub(crate) lost_place: Vec<i32>,
     /// The topic may be gone.
     pub(crate) topic_gone: bool,
+    /// The group went on without this member, whatever the client says.
+    pub(crate) fenced: bool,
     /// No broker could be reached.
     pub(crate) down: bool,
 }
@@ -116,6 +118,7 @@ impl Member {
                 passed: Vec::new(),
                 lost_place: Vec::new(),
                 topic_gone: false,
+                fenced: false,
                 down: false,
             }),
             trouble: Arc::default(),
@@ -385,11 +388,31 @@ impl Member {
         };
         if let Some(consumer) = consumer {
             consumer.context().close();
+            let topic = self.topic_name.clone();
             let gone = tokio::task::spawn_blocking(move || {
+                consumer::answer(&consumer, &topic);
                 drop(queues);
                 drop(consumer);
             });
             let _ = gone.await;
+        }
+    }
+}
+
+impl Drop for Member {
+    /// The client of a member that was never closed, because nobody waited for it to join.
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        let queues = std::mem::take(&mut state.queues);
+        if let Some(consumer) = state.consumer.take() {
+            consumer.context().close();
+            let topic = std::mem::take(&mut self.topic_name);
+            dispose(move || {
+                consumer::answer(&consumer, &topic);
+                drop(queues);
+                drop(consumer);
+            });
         }
     }
 }

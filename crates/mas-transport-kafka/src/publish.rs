@@ -36,7 +36,7 @@ const LOOKS: usize = 3;
 /// How many topics are asked for or made side by side.
 const TOPICS_AT_A_TIME: usize = 16;
 /// How long a message may stay with the client after its outcome was given up as unknown.
-const LINGERS: &str = "60000";
+const LINGERS: &str = "300000";
 
 /// The client that publishes.
 pub(crate) type Producer = ThreadedProducer<Delivered>;
@@ -108,6 +108,9 @@ pub(crate) fn settings(config: &KafkaConfig) -> rdkafka::ClientConfig {
         ("queue.buffering.max.messages", "100000"),
         ("queue.buffering.max.kbytes", "262144"),
         ("topic.metadata.propagation.max.ms", "5000"),
+        // Messages without a key go to all partitions, and so to all members of a group, from the first
+        // on; by default those of 10 ms go to one.
+        ("sticky.partitioning.linger.ms", "0"),
     ] {
         prefer(&mut settings, key, value);
     }
@@ -424,35 +427,52 @@ impl Run {
         parts
     }
 
-    /// Waits for the outcomes, and sends anew what found its topic gone.
+    /// Waits for the outcomes, and sends anew what found its topic gone: only if the topic is really not
+    /// there, and nothing of what was sent to it. The client may be told of a topic that it does not exist
+    /// while a broker starts, of messages that were stored before.
     async fn settle(&mut self, mut parts: Parts) {
         for look in 1.. {
-            let mut gone = false;
+            let mut gone = Vec::new();
             for (places, handed) in std::mem::take(&mut parts) {
                 let fates = handed.fates("publish", self.deadline).await;
                 for (at, fate) in places.into_iter().zip(fates) {
-                    let outcome = match fate {
-                        Fate::Stored(receipt) => Ok(receipt),
-                        Fate::Failed(error) => Err(error),
-                        Fate::Gone if look < LOOKS && Instant::now() < self.deadline => {
-                            gone = true;
-                            if let Some(message) = self.messages.get(at) {
-                                self.shared.topics.forget(message.topic());
-                            }
-                            continue;
-                        }
-                        Fate::Gone => {
-                            let (kind, why) = error::meaning(Code::UnknownTopicOrPartition);
-                            Err(error::error(kind, "publish", why))
-                        }
-                    };
-                    self.set(at, outcome);
+                    match fate {
+                        Fate::Stored(receipt) => self.set(at, Ok(receipt)),
+                        Fate::Failed(error) => self.set(at, Err(error)),
+                        Fate::Gone => gone.push(at),
+                    }
                 }
             }
-            if !gone {
+            let again = look < LOOKS && Instant::now() < self.deadline;
+            let mut missing = false;
+            for at in gone {
+                let Some(topic) = self.messages.get(at).map(|m| m.topic().clone()) else {
+                    continue;
+                };
+                let topics = &self.shared.topics;
+                topics.forget(&topic);
+                if again && matches!(topics.find("publish", &topic).await, Ok(None)) {
+                    missing = true;
+                    continue;
+                }
+                let (kind, why) = match again {
+                    true => (
+                        ErrorKind::Unavailable,
+                        "a broker did not know the topic, which is there",
+                    ),
+                    false => error::meaning(Code::UnknownTopicOrPartition),
+                };
+                let error = error::error(kind, "publish", why);
+                self.set(at, Err(error.maybe_stored()));
+            }
+            if !missing {
                 return;
             }
             sleep(FULL).await;
+            let line = self.shared.line.clone().lock_owned();
+            let Ok(_line) = timeout_at(self.deadline, line).await else {
+                return;
+            };
             parts = self.hand_over().await;
         }
     }

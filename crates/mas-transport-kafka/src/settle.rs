@@ -225,24 +225,8 @@ pub(crate) async fn settle_here(
     }
     member.dirty.notify_one();
     let begins: Vec<Token> = waits.iter().filter_map(|(_, begun)| *begun).collect();
-    let committed = {
-        let answers = call.answers(limit);
-        tokio::pin!(answers);
-        loop {
-            let half = lock(&member.state).share.lease() / 2;
-            tokio::select! {
-                committed = &mut answers => break committed,
-                // What nobody has been handed yet does not lapse meanwhile.
-                () = sleep(half), if !begins.is_empty() => {
-                    let mut state = lock(&member.state);
-                    let now = now();
-                    for token in &begins {
-                        state.share.renew(now, *token);
-                    }
-                }
-            }
-        }
-    };
+    // What nobody has been handed yet does not lapse meanwhile.
+    let committed = keeping(member, &begins, call.answers(limit)).await;
     for ((at, begun), outcome) in waits.into_iter().zip(committed) {
         let outcome = outcome.unwrap_or_else(|| {
             let why = "the broker did not confirm the commit in time";
@@ -260,4 +244,26 @@ pub(crate) async fn settle_here(
         answers.push((at, answer));
     }
     answers
+}
+
+/// Renews leases for as long as something takes that is done for them.
+pub(crate) async fn keeping<T>(
+    member: &Member,
+    tokens: &[Token],
+    what: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(what);
+    loop {
+        let half = lock(&member.state).share.lease() / 2;
+        tokio::select! {
+            done = &mut what => return done,
+            () = sleep(half), if !tokens.is_empty() => {
+                let mut state = lock(&member.state);
+                let now = now();
+                for token in tokens {
+                    state.share.renew(now, *token);
+                }
+            }
+        }
+    }
 }

@@ -17,7 +17,10 @@ use crate::tracker::{Arrival, Snapshot, Tracker};
 
 /// How far beyond what was fetched a commit says that it may have been. A member reads on within it
 /// without waiting for the next one.
-pub(crate) const AHEAD: u64 = 1024;
+pub(crate) const AHEAD: u64 = 128;
+/// How much a member keeps in memory of what was read and is not settled, what waits for a delay included,
+/// before it reads on.
+const MOST_BYTES: usize = 128 << 20;
 /// A wait beyond this is as good as for ever.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
@@ -89,6 +92,8 @@ struct Part<W> {
     /// Until when what is held of it may be settled, when it is to be given up.
     leaving: Option<Instant>,
     held: usize,
+    /// Of what was read and is not settled.
+    bytes: usize,
     /// Of which change the last commit knows.
     committed: Option<u64>,
     waiters: Vec<Waiter<W>>,
@@ -165,6 +170,7 @@ impl<W> Share<W> {
             delayed: BinaryHeap::new(),
             leaving: None,
             held: 0,
+            bytes: 0,
             committed: None,
             waiters: Vec::new(),
         };
@@ -224,10 +230,19 @@ impl<W> Share<W> {
         (tokens, waiters.into_iter().map(|w| w.who).collect())
     }
 
-    /// Whether one more record of a partition may be read.
-    pub(crate) fn reads(&self, partition: i32) -> bool {
-        let part = self.parts.get(&partition);
-        part.is_some_and(|part| part.leaving.is_none() && part.tracker.has_room())
+    /// How many records of a partition may be read now.
+    pub(crate) fn room(&self, partition: i32) -> usize {
+        match self.parts.get(&partition) {
+            Some(part) if part.leaving.is_none() && self.bytes() < MOST_BYTES => {
+                part.tracker.room()
+            }
+            _ => 0,
+        }
+    }
+
+    /// What is kept in memory.
+    fn bytes(&self) -> usize {
+        self.parts.values().map(|part| part.bytes).sum()
     }
 
     /// How many records wait to be handed out.
@@ -240,7 +255,9 @@ impl<W> Share<W> {
         let Some(part) = self.parts.get_mut(&partition) else {
             return false;
         };
+        let bytes = raw.size();
         if let Arrival::New(past) = part.tracker.fetched(offset, Arc::new(raw)) {
+            part.bytes += bytes;
             match past.due.filter(|due| *due > now.utc) {
                 Some(due) => part.delayed.push(Reverse((now.instant_of(due), offset))),
                 None => part.ready.push(Reverse(offset)),
@@ -431,7 +448,9 @@ impl<W> Share<W> {
                 self.leases.end(token)?;
                 let part = self.parts.get_mut(&lease.partition)?;
                 part.held = part.held.saturating_sub(1);
-                part.tracker.settle(lease.offset);
+                let settled = part.tracker.settle(lease.offset);
+                let bytes = settled.map_or(0, |raw| raw.size());
+                part.bytes = part.bytes.saturating_sub(bytes);
                 Some(wait(part.tracker.change()))
             }
         }

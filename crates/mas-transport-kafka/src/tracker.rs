@@ -176,9 +176,10 @@ impl<T> Tracker<T> {
         self.open
     }
 
-    /// Whether one more may be fetched.
-    pub(crate) fn has_room(&self) -> bool {
-        self.next - self.position() < SPAN
+    /// How many more may be fetched.
+    pub(crate) fn room(&self) -> usize {
+        let left = SPAN.saturating_sub(self.next - self.position());
+        usize::try_from(left).unwrap_or(usize::MAX)
     }
 
     /// Takes a record. The offsets between the last one and this have none, and count as settled.

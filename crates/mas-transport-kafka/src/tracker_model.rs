@@ -427,7 +427,7 @@ impl World {
                 let from = next.saturating_sub(again).max(self.start);
                 let fetched: Vec<u64> = self.log.range(from..).copied().take(records).collect();
                 for offset in fetched {
-                    if self.tracker.has_room() {
+                    if (self.tracker.room() > 0) {
                         self.fetch(offset);
                     }
                 }
@@ -480,7 +480,7 @@ impl World {
         assert_eq!(self.tracker.position(), self.position());
         assert_eq!(self.tracker.next(), next);
         assert_eq!(self.tracker.open(), self.open.len());
-        assert_eq!(self.tracker.has_room(), next - self.position() < 16_384);
+        assert_eq!((self.tracker.room() > 0), next - self.position() < 16_384);
         if let Some(at) = self.open.last() {
             assert_eq!(self.tracker.get(*at), Some(at));
             assert_eq!(self.tracker.past(*at), Some(self.expected(*at)));
@@ -492,7 +492,7 @@ impl World {
         self.take_over();
         let from = self.start;
         for offset in self.log.range(from..).copied().collect::<Vec<_>>() {
-            while !self.tracker.has_room() {
+            while !(self.tracker.room() > 0) {
                 let first = *self.open.first().unwrap();
                 self.settle(first);
             }

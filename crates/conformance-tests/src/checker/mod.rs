@@ -248,9 +248,13 @@ impl<'h> Checker<'h> {
                 id,
                 attempt,
                 how,
+                called,
             } => {
                 if let Some(copy) = state.held(*member, id, *attempt) {
-                    copy.holding = Holding::Settling { how: *how, at: now };
+                    copy.holding = Holding::Settling {
+                        how: *how,
+                        at: called.unwrap_or(now),
+                    };
                     state.let_go(*member);
                 }
             }

@@ -33,10 +33,12 @@ pub(super) async fn pair(
     subscription: &Subscription,
 ) -> Result<(RawMember, RawMember), Failure> {
     let (one, two) = (ctx.connect().await?, ctx.connect().await?);
-    Ok((
+    let pair = (
         ctx.join_raw(&one, subscription).await?,
         ctx.join_raw(&two, subscription).await?,
-    ))
+    );
+    tokio::time::sleep(ctx.timing().sharing).await;
+    Ok(pair)
 }
 
 /// Takes so many deliveries to either member, and holds them.

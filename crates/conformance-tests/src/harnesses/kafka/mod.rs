@@ -146,9 +146,12 @@ impl Harness for KafkaHarness {
         Timing {
             // Until a dead member is noticed, and its partitions are shared out.
             patience: Duration::from_secs(20),
-            // A broker takes 2 s to start, a session to end as long, and each commit some milliseconds.
-            slower: Duration::from_secs(20),
-            ..Timing::real(Duration::from_secs(1))
+            // Two steps of a second each, on a busy machine.
+            sharing: Duration::from_secs(3),
+            // A broker takes 2 s to start, and a session to end as long.
+            slower: Duration::from_secs(40),
+            // While partitions change hands a commit takes a second, with which the next one begins.
+            ..Timing::real(Duration::from_secs(3))
         }
     }
 
