@@ -200,12 +200,15 @@ pub(crate) async fn settle_here(
                     partition,
                     offset,
                     change,
+                    noted,
                 }) => {
                     let place = call.place(waits.len());
                     let begun = matches!(outcome, Outcome::Begin).then_some(token);
                     fetches |= matches!(outcome, Outcome::Nack(_) | Outcome::Return);
                     waits.push((at, begun));
-                    let refused = state.share.wait_for(partition, offset, change, place);
+                    let refused = state
+                        .share
+                        .wait_for(partition, offset, change, noted, place);
                     if let Some(place) = refused {
                         place.done(Err(member.moved()));
                     }

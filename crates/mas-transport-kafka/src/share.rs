@@ -104,17 +104,19 @@ struct Part<W> {
 struct Waiter<W> {
     offset: u64,
     change: u64,
+    noted: bool,
     who: W,
 }
 
 /// What a settlement came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// It counts when a commit holds it.
+    /// It counts when a commit holds it; or, where it need not be noted, when one was taken after it.
     Wait {
         partition: i32,
         offset: u64,
         change: u64,
+        noted: bool,
     },
     /// The lease lasts until then.
     Lease(Instant),
@@ -410,6 +412,9 @@ impl<W> Share<W> {
             partition: lease.partition,
             offset: lease.offset,
             change,
+            // What is nacked at once comes again also where there was no room to note it: only its attempt
+            // counts for less then. It would wait for others that are settled, and they perhaps for it.
+            noted: !matches!(outcome, Outcome::Nack(delay) if delay.is_zero()),
         };
         match outcome {
             Outcome::Extend => {
@@ -475,6 +480,7 @@ impl<W> Share<W> {
         partition: i32,
         offset: u64,
         change: u64,
+        noted: bool,
         who: W,
     ) -> Option<W> {
         match self.parts.get_mut(&partition) {
@@ -482,6 +488,7 @@ impl<W> Share<W> {
                 part.waiters.push(Waiter {
                     offset,
                     change,
+                    noted,
                     who,
                 });
                 None
@@ -556,9 +563,61 @@ impl<W> Share<W> {
         part.reach = part.reach.max(commit.reach);
         let (done, waiting) = std::mem::take(&mut part.waiters)
             .into_iter()
-            .partition(|w| commit.snapshot.holds(w.offset, w.change));
+            .partition(|w| match w.noted {
+                true => commit.snapshot.holds(w.offset, w.change),
+                false => commit.snapshot.change >= w.change,
+            });
         part.waiters = waiting;
         let done: Vec<Waiter<W>> = done;
         done.into_iter().map(|w| w.who).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_nack_without_room_for_its_note_is_confirmed_unless_it_says_when() {
+        const MANY: u64 = 1000;
+        let now = Now {
+            instant: Instant::now(),
+            utc: 1_700_000_000_000,
+        };
+        let mut confirmed = [0, 0];
+        for (at, delay) in [Duration::ZERO, Duration::from_secs(9)]
+            .into_iter()
+            .enumerate()
+        {
+            let mut share = Share::new(Duration::from_secs(30));
+            share.own(0, Tracker::restored(0, None, MANY));
+            for offset in 0..MANY {
+                assert!(share.arrived(now, 0, offset, Raw::default()));
+            }
+            for commit in share.commits(None) {
+                share.committed(&commit);
+            }
+            let mut taken = Vec::new();
+            share.take(now, Want::new(1000, usize::MAX), &mut taken);
+            assert_eq!(taken.len(), 1000);
+            for (who, taken) in taken.iter().enumerate() {
+                let step = share.settle(now, taken.token, &Outcome::Nack(delay));
+                let Some(Step::Wait {
+                    partition,
+                    offset,
+                    change,
+                    noted,
+                }) = step
+                else {
+                    panic!("{step:?}");
+                };
+                assert_eq!(share.wait_for(partition, offset, change, noted, who), None);
+            }
+            for commit in share.commits(None) {
+                confirmed[at] += share.committed(&commit).len();
+            }
+        }
+        assert_eq!(confirmed[0], 1000);
+        assert!((64..1000).contains(&confirmed[1]), "{confirmed:?}");
     }
 }
