@@ -29,9 +29,14 @@ pub(crate) struct Trouble(Mutex<Option<(Instant, Code, String)>>);
 
 impl Trouble {
     pub(crate) fn told(&self, told: &KafkaError, reason: &str) {
-        let Some(code) = error::code(told) else {
+        let Some(mut code) = error::code(told) else {
             return;
         };
+        // A broker that wants another certificate says so only after the client has taken the connection
+        // for made, and for the client it broke then.
+        if code == Code::BrokerTransportFailure && reason.contains("SSL alert number") {
+            code = Code::SSL;
+        }
         tracing::debug!(%code, reason, "a client of Kafka reports");
         let mut last = lock(&self.0);
         // That all are down says less than why one is.
@@ -138,13 +143,16 @@ impl Asker {
         + Send
         + 'static,
     ) -> Result<T> {
-        self.ask_within(operation, self.config.response_timeout, ask)
+        let within = self.config.response_timeout;
+        self.ask_within(operation, Instant::now(), within, ask)
             .await
     }
 
+    /// Likewise, within a time of its own; what the client has told since then explains a failure.
     pub(crate) async fn ask_within<T: Send + 'static>(
         &self,
         operation: &'static str,
+        since: Instant,
         within: Duration,
         ask: impl FnOnce(&Client<Delivered>, Duration) -> std::result::Result<T, KafkaError>
         + Send
@@ -153,7 +161,6 @@ impl Asker {
         let _turn = self.turn().await;
         let closed = || Error::closed(operation).on(BACKEND);
         let producer = self.producer().ok_or_else(closed)?;
-        let since = Instant::now();
         let asked = tokio::task::spawn_blocking(move || {
             let answer = ask(producer.client(), within);
             // Here, should it be the last one: closing a client blocks.

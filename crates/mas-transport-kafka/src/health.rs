@@ -16,7 +16,7 @@ use crate::info;
 pub(crate) async fn ask(asker: &Arc<Asker>) -> Result<Health> {
     let asked = Instant::now();
     let config = &asker.config;
-    let cluster = info::ask(asker, "health", config.response_timeout).await?;
+    let cluster = info::ask(asker, "health", asked, config.response_timeout).await?;
     let latency = asked.elapsed();
     let mut health = Health::new(cluster.name(), latency)
         .fact("brokers", cluster.brokers.to_string())

@@ -34,9 +34,10 @@ impl Cluster {
 pub(crate) async fn ask(
     asker: &Arc<Asker>,
     operation: &'static str,
+    since: Instant,
     within: Duration,
 ) -> Result<Cluster> {
-    let asked = asker.ask_within(operation, within, |client, within| {
+    let asked = asker.ask_within(operation, since, within, |client, within| {
         // Of no topic: there may be thousands.
         let metadata = client.fetch_metadata(Some(NO_TOPIC), within)?;
         Ok(Cluster {
@@ -50,14 +51,22 @@ pub(crate) async fn ask(
 /// A topic that cannot be there: its name is not one that brokers take.
 const NO_TOPIC: &str = "mas.~none";
 
+/// How long the first question waits, each further one twice as long: the client goes on trying where
+/// brokers refuse it, and only afterwards it can be seen that they did.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Asks the cluster until it answers, and says what this backend can do on it.
 pub(crate) async fn probe(asker: &Arc<Asker>) -> Result<TransportInfo> {
     let config = &asker.config;
-    let until = Instant::now() + config.connect_timeout;
+    let began = Instant::now();
+    let until = began + config.connect_timeout;
     let mut wait = Wait::new();
+    let mut patience = PATIENCE;
     let cluster = loop {
         let left = until.saturating_duration_since(Instant::now());
-        match ask(asker, "connect", left.max(Duration::from_millis(1))).await {
+        let within = left.min(patience).max(Duration::from_millis(1));
+        patience = (patience * 2).min(config.connect_timeout);
+        match ask(asker, "connect", began, within).await {
             Ok(cluster) => break cluster,
             Err(error) => {
                 let again = error.is_retryable() && error.kind() != ErrorKind::Unauthorized;

@@ -253,12 +253,6 @@ impl<T> Tracker<T> {
         self.values.get(self.find(offset)?)?.as_ref()
     }
 
-    /// An open entry.
-    pub(crate) fn get_mut(&mut self, offset: u64) -> Option<&mut T> {
-        let at = self.find(offset)?;
-        self.values.get_mut(at)?.as_mut()
-    }
-
     /// What happened before to an open entry.
     pub(crate) fn past(&self, offset: u64) -> Option<Past> {
         self.get(offset).map(|_| self.known(offset))
