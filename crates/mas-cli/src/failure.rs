@@ -111,6 +111,25 @@ fn advice(error: &Error, message: &str, choice: Choice) -> Option<String> {
              may use JetStream."
                 .to_owned()
         }
+        ("kafka", ErrorKind::Unavailable | ErrorKind::Timeout) => format!(
+            "Start a Kafka broker there, or name others {}; clients go on to the addresses that brokers \
+             tell of themselves (advertised.listeners).{memory}",
+            another("KAFKA_BROKERS=host:9092")
+        ),
+        ("kafka", ErrorKind::Unauthorized) if certificate => {
+            "Set KAFKA_TLS_CA to who signed the brokers' certificates, and KAFKA_TLS_CERT and \
+             KAFKA_TLS_KEY where the brokers ask for one."
+                .to_owned()
+        }
+        // It names the right that is missing.
+        ("kafka", ErrorKind::Unauthorized) if message.contains("the user lacks a permission ") => {
+            return None;
+        }
+        ("kafka", ErrorKind::Unauthorized) => {
+            "Set KAFKA_USERNAME and KAFKA_PASSWORD to a user that the brokers know, and \
+             KAFKA_SASL_MECHANISM to one that they offer."
+                .to_owned()
+        }
         _ => return None,
     };
     Some(advice)
@@ -162,6 +181,13 @@ mod tests {
             ),
             ("nats", "show a client certificate", Some("NATS_TLS_KEY")),
             ("nats", "the user may not publish to $JS.API.INFO", None),
+            (
+                "kafka",
+                "the broker refuses these credentials",
+                Some("KAFKA_USERNAME"),
+            ),
+            ("kafka", "show a client certificate", Some("KAFKA_TLS_KEY")),
+            ("kafka", "the user lacks a permission for the topic", None),
         ] {
             let refused = Error::new(ErrorKind::Unauthorized, "connect", why).on(backend);
             let failure = Failure::from(refused);
@@ -177,6 +203,7 @@ mod tests {
         for (backend, setting) in [
             ("redis", "REDIS_ADDR=host:port"),
             ("nats", "NATS_URL=nats://host:4222"),
+            ("kafka", "KAFKA_BROKERS=host:9092"),
         ] {
             let refused = Error::new(ErrorKind::Unavailable, "connect", "nobody answers")
                 .on(backend)
@@ -189,6 +216,12 @@ mod tests {
         for (backend, variables, part, memory) in [
             ("redis", ("PROTOCOL_TYPE", "redis"), "with REDIS_ADDR", true),
             ("nats", ("PROTOCOL_TYPE", "nats"), "with NATS_URL", true),
+            (
+                "kafka",
+                ("PROTOCOL_TYPE", "kafka"),
+                "with KAFKA_BROKERS",
+                true,
+            ),
             (
                 "redis",
                 ("TRANSPORT_URL", "redis://h"),

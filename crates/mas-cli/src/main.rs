@@ -25,10 +25,10 @@ use clap::{Parser, Subcommand};
 use crate::connect::Connection;
 
 const LONG: &str = "\
-Message buses for systems of agents, on memory, Redis, Valkey and NATS JetStream.
+Message buses for systems of agents, on memory, Redis, Valkey, NATS JetStream and Kafka.
 
 Which broker it is comes from the options below, the environment (PROTOCOL_TYPE, TRANSPORT_URL,
-REDIS_ADDR, NATS_URL, ...), and the file that MAS_CONFIG names, in this order. Without any of it,
+REDIS_ADDR, NATS_URL, KAFKA_BROKERS, ...), and the file that MAS_CONFIG names, in this order. Without any of it,
 everything stays in the memory of this process. `mas config` lists every setting, and `mas doctor`
 shows what they come to.
 

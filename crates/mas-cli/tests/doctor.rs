@@ -2,7 +2,12 @@
 
 mod common;
 
-#[cfg(any(feature = "memory", feature = "nats", feature = "redis"))]
+#[cfg(any(
+    feature = "kafka",
+    feature = "memory",
+    feature = "nats",
+    feature = "redis"
+))]
 use common::json;
 use common::{finish, mas, text};
 
@@ -137,6 +142,13 @@ fn a_server_that_is_not_there_is_told_with_what_to_do() {
             "NATS_CONNECT_TIMEOUT",
             "NATS_URL=nats://host:4222",
         ),
+        #[cfg(feature = "kafka")]
+        (
+            "kafka",
+            "KAFKA_BROKERS",
+            "KAFKA_CONNECT_TIMEOUT",
+            "KAFKA_BROKERS=host:9092",
+        ),
     ] {
         let (told, code) = doctor(&[
             ("PROTOCOL_TYPE", backend),
@@ -164,13 +176,18 @@ fn a_server_that_does_not_answer_is_named_before_it_is_given_up() {
         &["doctor"],
     ];
     // Side by side: each waits for the whole of the connect timeout.
-    let running = ["redis", "nats"].map(|backend| {
+    let mut backends = vec!["redis", "nats"];
+    if cfg!(feature = "kafka") {
+        backends.push("kafka");
+    }
+    let running = backends.into_iter().map(|backend| {
         commands.map(|arguments| {
             let mut command = mas(arguments);
             command.env("TRANSPORT_URL", format!("{backend}://ann:hush@{addr}"));
             (backend, arguments, command.spawn().unwrap())
         })
     });
+    let running: Vec<_> = running.collect();
     for (backend, arguments, child) in running.into_iter().flatten() {
         let output = finish(child);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -292,7 +309,7 @@ fn a_filter_of_logs_that_is_not_understood_is_told() {
 }
 
 /// What holds on every broker.
-#[cfg(all(unix, any(feature = "nats", feature = "redis")))]
+#[cfg(all(unix, any(feature = "kafka", feature = "nats", feature = "redis")))]
 mod brokers {
     use super::common::{Broker, on};
     use super::*;
@@ -372,14 +389,15 @@ mod brokers {
         );
     }
 
-    /// The variable has no effect: connecting logs a warning of it.
+    /// The variable has no effect: connecting logs a warning of it. What the command says is there in any case.
     pub(super) fn logs_are_off_unless_they_are_asked_for(
         server: &dyn Broker,
         without_effect: &str,
+        said: &str,
     ) {
         let mut command = on(server, &["topics"]);
         let quiet = finish(command.env(without_effect, "1h").spawn().unwrap());
-        assert_eq!(text(&quiet.stderr), "");
+        assert_eq!(text(&quiet.stderr), said);
         let mut command = on(server, &["topics"]);
         let loud = command
             .env(without_effect, "1h")
@@ -439,7 +457,7 @@ mod redis {
     #[test]
     fn logs_are_off_unless_something_is_asked_for() {
         let Some(server) = server(&[]) else { return };
-        logs_are_off_unless_they_are_asked_for(&server, "REDIS_MESSAGE_TTL");
+        logs_are_off_unless_they_are_asked_for(&server, "REDIS_MESSAGE_TTL", "");
     }
 
     #[test]
@@ -539,6 +557,105 @@ mod redis {
     }
 }
 
+#[cfg(all(unix, feature = "kafka"))]
+mod kafka {
+    use conformance_tests::fixtures::KafkaOptions;
+
+    use super::brokers::{
+        PASSWORD, logs_are_off_unless_they_are_asked_for, the_password_is_in_no_output,
+    };
+    use super::common::kafka::{server, server_with};
+    use super::common::{on, run};
+    use super::*;
+
+    /// It is nearly a variable of another backend.
+    const WITHOUT_EFFECT: &str = "REDIS_MESAGE_TTL";
+
+    #[test]
+    fn the_password_is_in_no_output_of_any_command() {
+        let jaas = format!(
+            "org.apache.kafka.common.security.plain.PlainLoginModule required user_ann=\"{PASSWORD}\";"
+        );
+        let options = KafkaOptions::new()
+            .listener("SASL_PLAINTEXT", "SASL_PLAINTEXT")
+            .property("sasl.enabled.mechanisms", "PLAIN")
+            .property("listener.name.sasl_plaintext.plain.sasl.jaas.config", &jaas);
+        let Some(server) = server_with(&options) else {
+            return;
+        };
+        let address = server.address_of("SASL_PLAINTEXT").unwrap();
+        let there = ("KAFKA_BROKERS", &*address);
+        let url = format!("kafka://ann:{}@{address}", PASSWORD.replace('/', "%2F"));
+        let set = format!("KAFKA_PASSWORD={PASSWORD}");
+        let ann = ("KAFKA_USERNAME", "ann");
+        // Right, and wrong in several ways: what fails speaks more.
+        the_password_is_in_no_output(
+            &server,
+            &[
+                ("right", &[there, ann, ("KAFKA_PASSWORD", PASSWORD)], &[]),
+                (
+                    "refused",
+                    &[there, ann, ("KAFKA_PASSWORD", "hush-wrong")],
+                    &[],
+                ),
+                ("by URL", &[there, ("TRANSPORT_URL", &url)], &[]),
+                ("by option", &[there, ann], &["--set", &set]),
+                ("misspelt", &[there, ann, ("KAFKA_PASWORD", PASSWORD)], &[]),
+            ],
+            WITHOUT_EFFECT,
+        );
+    }
+
+    #[test]
+    fn logs_are_off_unless_something_is_asked_for() {
+        let Some(server) = server() else { return };
+        let said = "mas topics: the figures of this backend are approximate\n";
+        logs_are_off_unless_they_are_asked_for(&server, WITHOUT_EFFECT, said);
+    }
+
+    #[test]
+    fn one_replica_is_noted_and_fine() {
+        let Some(server) = server() else { return };
+        let output = run(&server, &["doctor"]);
+        let told = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{told}");
+        for part in [
+            "nothing is wrong",
+            "note     topics are kept by one broker",
+            "KAFKA_REPLICATION_FACTOR=3",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        let output = run(&server, &["doctor", "--json"]);
+        let json = json(&output);
+        assert_eq!(
+            (&json["verdict"], &json["backend"]),
+            (&"ok".into(), &"kafka".into())
+        );
+        assert_eq!(json["warnings"], serde_json::json!([]));
+        assert_eq!(json["notes"].as_array().unwrap().len(), 1, "{json}");
+        let connection = &json["connection"];
+        assert_eq!(connection["facts"]["brokers"], "1", "{json}");
+        assert!(connection["latency_ms"].as_f64().is_some_and(|ms| ms > 0.0));
+    }
+
+    #[test]
+    fn the_word_of_a_leader_alone_is_warned_of_and_too_few_brokers_are_wrong() {
+        let Some(server) = server() else { return };
+        for (name, value, code, part) in [
+            ("KAFKA_ACKS", "1", 1, "confirmed when one broker has them"),
+            ("KAFKA_REPLICATION_FACTOR", "3", 2, "none can be made"),
+        ] {
+            let mut command = on(&server, &["doctor"]);
+            let output = finish(command.env(name, value).spawn().unwrap());
+            let told = text(&output.stdout);
+            assert_eq!(output.status.code(), Some(code), "{told}");
+            let verdict = told.split("Verdict").nth(1).unwrap();
+            assert!(verdict.contains(part), "{part}: {told}");
+        }
+    }
+}
+
 #[cfg(all(unix, feature = "nats"))]
 mod nats {
     use conformance_tests::fixtures::NatsOptions;
@@ -590,7 +707,7 @@ mod nats {
     #[test]
     fn logs_are_off_unless_something_is_asked_for() {
         let Some(server) = server() else { return };
-        logs_are_off_unless_they_are_asked_for(&server, "NATS_MESSAGE_TTL");
+        logs_are_off_unless_they_are_asked_for(&server, "NATS_MESSAGE_TTL", "");
     }
 
     #[test]

@@ -96,9 +96,18 @@ fn a_server_that_is_not_there_is_told_with_what_to_do() {
         ("REDIS_CONNECT_TIMEOUT", "2s"),
     ];
     let nats = [("NATS_URL", &*url), ("NATS_CONNECT_TIMEOUT", "2s")];
+    #[cfg(feature = "kafka")]
+    let kafka = [
+        ("KAFKA_BROKERS", &*addr),
+        ("KAFKA_USERNAME", "ann"),
+        ("KAFKA_PASSWORD", "hush-hush"),
+        ("KAFKA_CONNECT_TIMEOUT", "2s"),
+    ];
     for (backend, variables, hint) in [
         ("redis", &redis[..], "REDIS_ADDR=host:port"),
         ("nats", &nats, "NATS_URL=nats://host:4222"),
+        #[cfg(feature = "kafka")]
+        ("kafka", &kafka, "KAFKA_BROKERS=host:9092"),
     ] {
         let mut command = mas(&["load"]);
         command
@@ -135,7 +144,7 @@ fn arguments_are_checked() {
 }
 
 /// What holds on every broker.
-#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+#[cfg(all(unix, any(feature = "kafka", feature = "nats", feature = "redis")))]
 mod brokers {
     use std::io::{BufRead as _, BufReader};
     use std::time::{Duration, Instant};
@@ -235,6 +244,24 @@ mod redis {
     fn a_run_on_redis_delivers_everything_once() {
         let Some(server) = server() else { return };
         delivers_everything_once(&server, "redis");
+    }
+
+    #[test]
+    fn a_killed_and_restarted_server_loses_nothing() {
+        let Some(server) = server() else { return };
+        survives_a_kill(&server);
+    }
+}
+
+#[cfg(all(unix, feature = "kafka"))]
+mod kafka {
+    use super::brokers::{delivers_everything_once, survives_a_kill};
+    use super::common::kafka::server;
+
+    #[test]
+    fn a_run_on_kafka_delivers_everything_once() {
+        let Some(server) = server() else { return };
+        delivers_everything_once(&server, "kafka");
     }
 
     #[test]

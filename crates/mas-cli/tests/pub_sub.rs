@@ -4,7 +4,7 @@ mod common;
 
 #[cfg(any(
     feature = "memory",
-    all(unix, any(feature = "nats", feature = "redis"))
+    all(unix, any(feature = "kafka", feature = "nats", feature = "redis"))
 ))]
 use common::{feed, json};
 use common::{finish, mas, on_each_broker, text};
@@ -109,7 +109,7 @@ fn a_rate_is_not_exceeded() {
 }
 
 /// What holds on every broker.
-#[cfg(all(unix, any(feature = "nats", feature = "redis")))]
+#[cfg(all(unix, any(feature = "kafka", feature = "nats", feature = "redis")))]
 mod brokers {
     use std::collections::BTreeSet;
     use std::io::{BufRead, BufReader, Read, Write};

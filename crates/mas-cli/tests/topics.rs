@@ -102,7 +102,7 @@ fn memory_is_said_to_be_empty() {
 }
 
 /// What holds on every broker.
-#[cfg(all(unix, any(feature = "nats", feature = "redis")))]
+#[cfg(all(unix, any(feature = "kafka", feature = "nats", feature = "redis")))]
 mod brokers {
     use serde_json::json;
 

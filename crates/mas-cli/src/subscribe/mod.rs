@@ -58,7 +58,8 @@ pub(crate) struct Args {
     /// The topic, or a pattern where the backend knows wildcards.
     topic: String,
     /// The group to join; made when it does not exist. When left out, the one of the
-    /// configuration: REDIS_CONSUMER_GROUP or NATS_CONSUMER_GROUP, multiagent by default.
+    /// configuration: REDIS_CONSUMER_GROUP or NATS_CONSUMER_GROUP, multiagent by default, or
+    /// KAFKA_GROUP_ID, multiagent-group by default.
     #[arg(long, short = 'g')]
     group: Option<String>,
     /// End after so many messages.
@@ -136,7 +137,7 @@ pub(crate) async fn run(args: Args, connection: &Connection) -> Result<ExitCode,
                 "the memory backend lives within one process: nobody can publish to this one",
             )
             .hint(
-                "Name a broker with PROTOCOL_TYPE and its variables, such as PROTOCOL_TYPE=redis or nats.",
+                "Name a broker with PROTOCOL_TYPE and its variables, such as PROTOCOL_TYPE=redis, nats or kafka.",
             ));
         }
         let consumer = bus.subscribe(args.subscription()).await?;

@@ -79,7 +79,7 @@ pub(crate) fn json_lines(output: &Output) -> Vec<serde_json::Value> {
 }
 
 /// Whether there is a server, of which the fixture says this; where one is required, there has to be.
-#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+#[cfg(all(unix, any(feature = "kafka", feature = "nats", feature = "redis")))]
 fn there_is(backend: &str, available: Result<String, conformance_tests::Failure>) -> bool {
     let Err(reason) = available else {
         return true;
@@ -92,10 +92,10 @@ fn there_is(backend: &str, available: Result<String, conformance_tests::Failure>
 }
 
 /// A server that the command talks to.
-#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+#[cfg(all(unix, any(feature = "kafka", feature = "nats", feature = "redis")))]
 pub(crate) trait Broker {
     /// The variables that lead to it.
-    fn variables(&self) -> [(&'static str, String); 2];
+    fn variables(&self) -> Vec<(&'static str, String)>;
     /// SIGKILL.
     fn kill(&self);
     /// Starts it again.
@@ -105,7 +105,7 @@ pub(crate) trait Broker {
 }
 
 /// The command against this server.
-#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+#[cfg(all(unix, any(feature = "kafka", feature = "nats", feature = "redis")))]
 pub(crate) fn on(server: &dyn Broker, arguments: &[&str]) -> Command {
     let mut command = mas(arguments);
     command.envs(server.variables());
@@ -113,13 +113,13 @@ pub(crate) fn on(server: &dyn Broker, arguments: &[&str]) -> Command {
 }
 
 /// The output of the command against this server.
-#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+#[cfg(all(unix, any(feature = "kafka", feature = "nats", feature = "redis")))]
 pub(crate) fn run(server: &dyn Broker, arguments: &[&str]) -> Output {
     finish(on(server, arguments).spawn().unwrap())
 }
 
 /// Likewise, of a command that has to succeed.
-#[cfg(all(unix, any(feature = "redis", feature = "nats")))]
+#[cfg(all(unix, any(feature = "kafka", feature = "nats", feature = "redis")))]
 pub(crate) fn succeed(server: &dyn Broker, arguments: &[&str]) -> Output {
     let output = run(server, arguments);
     let errors = text(&output.stderr);
@@ -143,6 +143,18 @@ macro_rules! on_each_broker {
             )+
         }
 
+        #[cfg(all(unix, feature = "kafka"))]
+        mod kafka {
+            $(
+                #[test]
+                fn $test() {
+                    if let Some(server) = crate::common::kafka::server() {
+                        crate::brokers::$test(&server);
+                    }
+                }
+            )+
+        }
+
         #[cfg(all(unix, feature = "nats"))]
         mod nats {
             $(
@@ -158,6 +170,46 @@ macro_rules! on_each_broker {
 }
 #[allow(unused_imports, reason = "each test binary uses its part")]
 pub(crate) use on_each_broker;
+
+#[cfg(all(unix, feature = "kafka"))]
+pub(crate) mod kafka {
+    use conformance_tests::fixtures::{KafkaOptions, KafkaServer};
+
+    use super::*;
+
+    /// A server; `None`, when there is no program for it and none is required.
+    pub(crate) fn server() -> Option<KafkaServer> {
+        server_with(&KafkaOptions::new())
+    }
+
+    /// Likewise, with these options.
+    pub(crate) fn server_with(options: &KafkaOptions) -> Option<KafkaServer> {
+        there_is("kafka", KafkaServer::available()).then(|| KafkaServer::start(options).unwrap())
+    }
+
+    impl Broker for KafkaServer {
+        fn variables(&self) -> Vec<(&'static str, String)> {
+            vec![
+                ("PROTOCOL_TYPE", "kafka".to_owned()),
+                ("KAFKA_BROKERS", self.address()),
+                // Messages without a key come in the order of their partitions, and some tests compare it.
+                ("KAFKA_NUM_PARTITIONS", "1".to_owned()),
+            ]
+        }
+
+        fn kill(&self) {
+            KafkaServer::kill(self).unwrap();
+        }
+
+        fn restart(&self) {
+            KafkaServer::restart(self).unwrap();
+        }
+
+        fn freeze(&self, frozen: bool) {
+            KafkaServer::freeze(self, frozen).unwrap();
+        }
+    }
+}
 
 #[cfg(all(unix, feature = "nats"))]
 pub(crate) mod nats {
@@ -176,8 +228,8 @@ pub(crate) mod nats {
     }
 
     impl Broker for NatsServer {
-        fn variables(&self) -> [(&'static str, String); 2] {
-            [
+        fn variables(&self) -> Vec<(&'static str, String)> {
+            vec![
                 ("PROTOCOL_TYPE", "nats".to_owned()),
                 ("NATS_URL", self.url()),
             ]
@@ -209,8 +261,8 @@ pub(crate) mod redis {
     }
 
     impl Broker for RedisServer {
-        fn variables(&self) -> [(&'static str, String); 2] {
-            [
+        fn variables(&self) -> Vec<(&'static str, String)> {
+            vec![
                 ("PROTOCOL_TYPE", "redis".to_owned()),
                 ("REDIS_ADDR", self.address()),
             ]
