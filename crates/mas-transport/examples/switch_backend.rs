@@ -5,6 +5,10 @@
 //! cargo run -p mas-transport --features redis --example switch_backend
 //! PROTOCOL_TYPE=redis REDIS_ADDR=localhost:6379 \
 //!     cargo run -p mas-transport --features redis --example switch_backend
+//! PROTOCOL_TYPE=nats NATS_URL=nats://localhost:4222 \
+//!     cargo run -p mas-transport --features nats --example switch_backend
+//! PROTOCOL_TYPE=kafka KAFKA_BROKERS=localhost:9092 \
+//!     cargo run -p mas-transport --features kafka --example switch_backend
 //! ```
 
 use std::time::Duration;
@@ -15,7 +19,6 @@ use mas_transport::{Bus, Config, Message, Requirements, Result, Subscription};
 async fn main() -> Result<()> {
     // Refuses to start on a broker that lacks something, rather than to find out in production.
     let needs = Requirements::new()
-        .any_member()
         .nack_latency(Duration::from_secs(1))
         .message_bytes(64 * 1024);
     let config = Config::from_env().source("/agents/greeter").require(needs);
@@ -26,8 +29,9 @@ async fn main() -> Result<()> {
     let subscription = Subscription::new("greetings").group("printer");
     let greetings = bus.subscribe(subscription).await?;
     for name in ["Ada", "Grace"] {
-        bus.publish(Message::new("greetings", format!("Hello, {name}!"))?)
-            .await?;
+        // Of one key, so that they come in order on every backend.
+        let greeting = Message::new("greetings", format!("Hello, {name}!"))?.key("guests");
+        bus.publish(greeting).await?;
     }
     for _ in 0..2 {
         let Some(greeting) = greetings.recv().await? else {

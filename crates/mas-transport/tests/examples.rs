@@ -11,7 +11,7 @@ use conformance_tests::fixtures::output_within;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Those that choose their broker by the environment.
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "kafka", feature = "nats", feature = "redis"))]
 const ANYWHERE: &[&str] = &[
     "batch",
     "pipeline",
@@ -93,21 +93,26 @@ fn examples_print_what_is_expected_in_memory() {
     }
 }
 
+#[cfg(any(feature = "kafka", feature = "nats", feature = "redis"))]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// Runs examples on the server of the environment, or on one that `start` gives, which says its URL.
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "kafka", feature = "nats", feature = "redis"))]
 fn print_what_is_expected<Server>(
     broker: &str,
+    given: Option<String>,
     examples: &[&str],
     start: impl FnOnce() -> Result<(Server, String), conformance_tests::Failure>,
 ) {
-    let variable = |name: String| std::env::var(name).ok().filter(|value| !value.is_empty());
     // Kept until the end: dropping it stops the server.
-    let (_server, url) = match variable(format!("TEST_{broker}_URL")) {
+    let (_server, url) = match given {
         Some(url) => (None, url),
         None => match start() {
             Ok((server, url)) => (Some(server), url),
             Err(why) => {
-                let required = variable(format!("REQUIRE_{broker}")).is_some_and(|v| v == "1");
+                let required = variable(&format!("REQUIRE_{broker}")).is_some_and(|v| v == "1");
                 assert!(
                     !required,
                     "REQUIRE_{broker}=1 and there is no server: {why}"
@@ -129,7 +134,8 @@ fn print_what_is_expected<Server>(
 fn examples_print_the_same_on_redis() {
     use conformance_tests::fixtures::RedisServer;
 
-    print_what_is_expected("REDIS", ANYWHERE, || {
+    let given = variable("TEST_REDIS_URL");
+    print_what_is_expected("REDIS", given, ANYWHERE, || {
         let server = RedisServer::start(&[])?;
         let url = format!("redis://{}", server.address());
         Ok((server, url))
@@ -142,9 +148,26 @@ fn examples_print_the_same_on_nats() {
     use conformance_tests::fixtures::{NatsOptions, NatsServer};
 
     let examples = [ANYWHERE, ON_NATS].concat();
-    print_what_is_expected("NATS", &examples, || {
+    let given = variable("TEST_NATS_URL");
+    print_what_is_expected("NATS", given, &examples, || {
         let server = NatsServer::start(&NatsOptions::new())?;
         let url = server.url();
+        Ok((server, url))
+    });
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn examples_print_the_same_on_kafka() {
+    use conformance_tests::fixtures::{KafkaOptions, KafkaServer};
+
+    // Messages of different keys come in the order in which they were published where there is one
+    // partition; what is written beside the examples is in that order.
+    let url = |brokers: &str| format!("kafka://{brokers}?num_partitions=1");
+    let given = KafkaServer::given().map(|brokers| url(&brokers));
+    print_what_is_expected("KAFKA", given, ANYWHERE, || {
+        let server = KafkaServer::start(&KafkaOptions::new())?;
+        let url = url(&server.address());
         Ok((server, url))
     });
 }
