@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mas_transport_core::{Capabilities, Transport};
 use mas_transport_memory::{MemoryBroker, MemoryConfig, Profile};
 
-#[cfg(any(feature = "redis", feature = "nats"))]
+#[cfg(any(feature = "redis", feature = "nats", feature = "kafka"))]
 use crate::missing::nobody;
 use crate::page::{Page, table};
 
@@ -13,7 +13,7 @@ const NAME: &str = "capabilities.md";
 const QUEUE: &str = "memory, lease queue";
 const LOG: &str = "memory, partitioned log";
 /// What has to be in the page, whether or not it is at hand.
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 9] = [
     QUEUE,
     LOG,
     "redis 6.2",
@@ -22,6 +22,7 @@ const COLUMNS: [&str; 8] = [
     "valkey 9.1",
     "nats-server 2.9",
     "nats-server 2.15",
+    "kafka 4.3",
 ];
 /// The settings under which Redis is pinned, and the others that durability depends on.
 const PINNED: &[(&str, &str)] = &[("appendonly", "yes"), ("appendfsync", "everysec")];
@@ -33,6 +34,19 @@ const SETTINGS: [&[(&str, &str)]; 4] = [
 ];
 /// How topics are kept on NATS; the first is the default.
 const STORAGES: [&str; 2] = ["file", "memory"];
+/// How topics are kept and confirmed on Kafka; the first is the default.
+const COPIES: [&[(&str, &str)]; 3] = [
+    &[("KAFKA_REPLICATION_FACTOR", "1")],
+    &[
+        ("KAFKA_REPLICATION_FACTOR", "3"),
+        ("KAFKA_MIN_INSYNC_REPLICAS", "2"),
+    ],
+    &[
+        ("KAFKA_REPLICATION_FACTOR", "3"),
+        ("KAFKA_MIN_INSYNC_REPLICAS", "2"),
+        ("KAFKA_ACKS", "1"),
+    ],
+];
 const RECEIPT: &str = "a receipt";
 const ACK: &str = "a confirmed ack";
 
@@ -47,6 +61,7 @@ struct Probed {
 impl Probed {
     /// Enters what a server of this name declares under a setting, which is the same on every server;
     /// `pinned` where the page has it as a column.
+    #[cfg(any(feature = "redis", feature = "nats", feature = "kafka"))]
     fn enter(&mut self, server: &str, setting: String, can: Capabilities, pinned: bool) {
         let both = |c: Capabilities| (c.durability, c.ack_durability);
         let known = self.durability.get(&setting).copied().map(both);
@@ -66,7 +81,7 @@ impl Probed {
 }
 
 /// What a transport declares, which is closed then: its server and the capabilities.
-#[cfg(any(feature = "redis", feature = "nats"))]
+#[cfg(any(feature = "redis", feature = "nats", feature = "kafka"))]
 async fn declared(transport: impl Transport) -> (String, Capabilities) {
     let info = transport.info();
     let soon = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
@@ -126,6 +141,53 @@ async fn nats(probed: &mut Probed) {
     }
 }
 
+/// Asks every server at hand, for every way to keep topics. Brokers do not tell clients their version: it is
+/// that of the program.
+#[cfg(feature = "kafka")]
+async fn kafka(probed: &mut Probed) {
+    use conformance_tests::fixtures::{KafkaOptions, KafkaServer};
+    use mas_transport_kafka::{Acks, KafkaConfig, KafkaTransport};
+
+    let programs = KafkaServer::programs();
+    if programs.is_empty() {
+        nobody("kafka");
+    }
+    for program in programs {
+        let asked = std::process::Command::new(&program)
+            .arg("--version")
+            .output();
+        let told = String::from_utf8(asked.unwrap().stdout).unwrap();
+        let (_, version) = told.trim().split_once("v=").unwrap();
+        let server = KafkaServer::start_program(&program, &KafkaOptions::new()).unwrap();
+        for setting in COPIES {
+            let config =
+                setting
+                    .iter()
+                    .fold(
+                        KafkaConfig::new(server.address()),
+                        |config, setting| match setting {
+                            ("KAFKA_REPLICATION_FACTOR", n) => {
+                                config.replication_factor(n.parse().unwrap())
+                            }
+                            ("KAFKA_MIN_INSYNC_REPLICAS", n) => {
+                                config.min_insync_replicas(n.parse().unwrap())
+                            }
+                            ("KAFKA_ACKS", "1") => config.acks(Acks::Leader),
+                            other => panic!("{other:?}"),
+                        },
+                    );
+            let (_, can) = declared(KafkaTransport::connect(config).await.unwrap()).await;
+            let name = format!("kafka {version}");
+            probed.enter(&name, set(setting), can, setting == COPIES[0]);
+        }
+    }
+}
+
+fn set(setting: &[(&str, &str)]) -> String {
+    let words: Vec<_> = setting.iter().map(|(k, v)| format!("`{k}={v}`")).collect();
+    words.join(", ")
+}
+
 fn stored(storage: &str) -> String {
     format!("`NATS_STORAGE={storage}`, one replica")
 }
@@ -167,7 +229,9 @@ What each backend can do, and how strongly it keeps its promises: the fields of 
 connection finds them. [CONTRACT.md](../../CONTRACT.md) says what each clause takes from them.
 
 A test probes real servers and compares this page; do not edit it. Memory has its default settings,
-Redis and Valkey have {}, and NATS keeps topics in files, which is what the durability below is for.
+Redis and Valkey have {}, NATS keeps topics in files, and Kafka
+is one broker, which is what the durability below is for. Brokers of Kafka do not tell clients their version: the one
+in the head of the column is the program's.
 
 ## Operations
 
@@ -186,15 +250,22 @@ It is the server's, asked at connect: what survives, by its settings.
 
 It is the configuration's. With several replicas on file storage both are Replicated, in memory Process.
 
+{}
+## Durability on Kafka
+
+A receipt says what its topic has, which is asked for; the configuration is that of topics that are made. Acks are
+kept in the cluster's own topic, whose replicas clients cannot ask for.
+
 {}",
         words(PINNED),
         fields(true),
         fields(false),
         table(
             &header("settings of the server"),
-            &SETTINGS.map(words).map(survives)
+            &SETTINGS.map(words).map(&survives)
         ),
-        table(&header("setting"), &STORAGES.map(stored).map(survives))
+        table(&header("setting"), &STORAGES.map(stored).map(&survives)),
+        table(&header("settings"), &COPIES.map(set).map(survives))
     )
 }
 
@@ -209,6 +280,8 @@ async fn the_page_of_capabilities_is_true() {
     redis(&mut probed).await;
     #[cfg(feature = "nats")]
     nats(&mut probed).await;
+    #[cfg(feature = "kafka")]
+    kafka(&mut probed).await;
     let page = Page::read(NAME);
     let new = generate(&page, &probed, &queue);
     if let Err(why) = page.settle(&new) {

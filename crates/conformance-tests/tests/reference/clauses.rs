@@ -6,7 +6,7 @@ use std::sync::Arc;
 use conformance_tests::harnesses::MemoryHarness;
 use conformance_tests::{Coverage, Harness, coverage};
 
-#[cfg(any(feature = "redis", feature = "nats"))]
+#[cfg(any(feature = "redis", feature = "nats", feature = "kafka"))]
 use crate::missing::nobody;
 use crate::page::Page;
 use crate::table::{self, BACKENDS, Columns};
@@ -63,6 +63,16 @@ fn the_page_of_clauses_is_true() {
         match NatsServer::available() {
             Ok(_) => count(&mut columns, Arc::new(NatsHarness::new())),
             Err(_) => nobody("nats"),
+        }
+    }
+    #[cfg(feature = "kafka")]
+    {
+        use conformance_tests::fixtures::KafkaServer;
+        use conformance_tests::harnesses::KafkaHarness;
+
+        match KafkaServer::available() {
+            Ok(_) => count(&mut columns, Arc::new(KafkaHarness::new())),
+            Err(_) => nobody("kafka"),
         }
     }
     let page = Page::read(table::NAME);

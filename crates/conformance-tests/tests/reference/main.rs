@@ -3,7 +3,7 @@
 
 mod capabilities;
 mod clauses;
-#[cfg(any(feature = "redis", feature = "nats"))]
+#[cfg(any(feature = "redis", feature = "nats", feature = "kafka"))]
 mod missing;
 mod page;
 mod table;

@@ -8,12 +8,13 @@ use crate::page::{Page, table};
 
 pub(crate) const NAME: &str = "clauses.md";
 /// A column for each backend, or class of its servers.
-pub(crate) const BACKENDS: [&str; 5] = [
+pub(crate) const BACKENDS: [&str; 6] = [
     "memory",
     "memory-log",
     "redis 6.2",
     "redis 7.0 and newer",
     "nats",
+    "kafka",
 ];
 /// The mutants of the clause.
 pub(crate) const MUTANTS: &str = "mutants";
