@@ -222,9 +222,7 @@ pub(crate) fn standings(
     let committed = consumer.committed_offsets(asked, within)?;
     let mut standings = Vec::with_capacity(partitions.len());
     for element in committed.elements() {
-        if let Err(error) = element.error() {
-            return Err(error);
-        }
+        element.error()?;
         let offset = element.offset();
         let committed = match offset {
             Offset::Offset(offset) => {

@@ -118,7 +118,7 @@ fn a_note_that_grew_too_long_leaves_the_one_before() {
 fn settling_never_drives_out_a_note() {
     let mut tracker = Tracker::restored(0, None, 0);
     let mut offset = 0;
-    while (tracker.room() > 0) {
+    while tracker.room() > 0 {
         tracker.fetched(offset, ());
         offset += 1;
     }

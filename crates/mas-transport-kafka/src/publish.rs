@@ -248,7 +248,7 @@ pub(crate) async fn hand_over(
 
 impl Place {
     /// The client did not take it.
-    fn refuse(self: Box<Self>, told: KafkaError) {
+    fn refuse(&self, told: KafkaError) {
         self.batch.put(self.at, Err(told));
     }
 }

@@ -427,7 +427,7 @@ impl World {
                 let from = next.saturating_sub(again).max(self.start);
                 let fetched: Vec<u64> = self.log.range(from..).copied().take(records).collect();
                 for offset in fetched {
-                    if (self.tracker.room() > 0) {
+                    if self.tracker.room() > 0 {
                         self.fetch(offset);
                     }
                 }
@@ -492,7 +492,7 @@ impl World {
         self.take_over();
         let from = self.start;
         for offset in self.log.range(from..).copied().collect::<Vec<_>>() {
-            while !(self.tracker.room() > 0) {
+            while self.tracker.room() == 0 {
                 let first = *self.open.first().unwrap();
                 self.settle(first);
             }
