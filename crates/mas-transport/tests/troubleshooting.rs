@@ -7,6 +7,8 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use conformance_tests::Failure;
+#[cfg(feature = "kafka")]
+use conformance_tests::fixtures::{KafkaOptions, KafkaServer};
 use conformance_tests::fixtures::{NatsOptions, NatsServer, RedisServer};
 use mas_transport::memory::{MemoryBroker, MemoryConfig};
 use mas_transport::{Bus, Config, Error, Message, Subscription};
@@ -16,6 +18,7 @@ const PAGE: &str = include_str!("../../../docs/guide/troubleshooting.md");
 /// How many texts of the page are those of a broker.
 const OF_REDIS: usize = 3;
 const OF_NATS: usize = 6;
+const OF_KAFKA: usize = 2;
 
 /// An error as programs print it: with its causes. Addresses and versions differ from run to run; the
 /// server's address and what the page has in its place are `address`.
@@ -39,6 +42,17 @@ fn text(error: &Error, address: Option<(&str, &str)>) -> String {
         "there is kafka, memory, nats, redis",
         "there is memory, nats, redis; this build lacks kafka",
     );
+    // How long the client of Kafka tried, and how often it said so.
+    let text = match text.split_once(" (after ") {
+        Some((front, rest)) => {
+            let (_, rest) = rest.split_once("ms in state ").unwrap();
+            let (state, rest) = rest.split_once(')').unwrap();
+            let state = state.split(',').next().unwrap();
+            let rest = rest.strip_prefix(" suppressed)").unwrap_or(rest);
+            format!("{front} (after 1ms in state {state}){rest}")
+        }
+        None => text,
+    };
     // The version of the server.
     match text.split_once("server=nats-server ") {
         Some((front, rest)) => {
@@ -188,6 +202,27 @@ async fn on_nats() -> Vec<String> {
     texts
 }
 
+/// Likewise of Kafka.
+#[cfg(feature = "kafka")]
+async fn on_kafka() -> Vec<String> {
+    const WRITTEN: &str = "127.0.0.1:9092";
+    let address = nobody();
+    let url = format!("kafka://{address}?connect_timeout=300ms");
+    let mut texts = vec![refused(&url, &address, WRITTEN).await];
+
+    let users = KafkaOptions::new()
+        .listener("SASL_PLAINTEXT", "SASL_PLAINTEXT")
+        .property("sasl.enabled.mechanisms", "PLAIN")
+        .property(
+            "listener.name.sasl_plaintext.plain.sasl.jaas.config",
+            "org.apache.kafka.common.security.plain.PlainLoginModule required user_ann=\"right\";",
+        );
+    let server = KafkaServer::start(&users).unwrap();
+    let address = server.address_of("SASL_PLAINTEXT").unwrap();
+    texts.push(refused(&format!("kafka://ann:wrong@{address}"), &address, WRITTEN).await);
+    texts
+}
+
 /// The texts of the page: what stands between ```text and ```.
 fn written() -> Vec<String> {
     let blocks = PAGE.split("```text\n").skip(1);
@@ -213,7 +248,7 @@ async fn the_page_tells_what_programs_are_told() {
     compare(&produced, &page);
     // The other tests have the rest.
     let of_builds_without = usize::from(cfg!(feature = "kafka"));
-    let all = produced.len() + of_builds_without + OF_REDIS + OF_NATS;
+    let all = produced.len() + of_builds_without + OF_REDIS + OF_NATS + OF_KAFKA;
     assert_eq!(page.len(), all, "{page:#?}");
 }
 
@@ -241,6 +276,16 @@ async fn the_page_tells_what_nats_comes_to() {
     if there_is("NATS", NatsServer::program()) {
         let produced = on_nats().await;
         assert_eq!(produced.len(), OF_NATS);
+        compare(&produced, &written());
+    }
+}
+
+#[cfg(feature = "kafka")]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_tells_what_kafka_comes_to() {
+    if there_is("KAFKA", KafkaServer::program()) {
+        let produced = on_kafka().await;
+        assert_eq!(produced.len(), OF_KAFKA);
         compare(&produced, &written());
     }
 }
