@@ -60,6 +60,13 @@ impl ProducerContext<NoCustomPartitioner> for Delivered {
 
     fn delivery(&self, result: &DeliveryResult<'_>, place: Box<Place>) {
         let outcome = match result {
+            // The client takes a message for stored when one behind it in its partition was, and then
+            // knows no offset. That need not be so: a leader that has just begun refuses one request as
+            // too early and takes the next one, because it knows nothing of this producer yet and checks
+            // no sequence. Seen with librdkafka 2.12.1 and Kafka 4.3 on a topic that was just made.
+            Ok(message) if message.offset() < 0 => {
+                Err(KafkaError::MessageProduction(Code::RequestTimedOut))
+            }
             Ok(message) => Ok(Receipt {
                 position: position(message.partition(), message.offset()),
                 durability: place.durability,

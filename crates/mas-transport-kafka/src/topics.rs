@@ -170,6 +170,7 @@ impl Topics {
         loop {
             if let Some(found) = self.describe(operation, topic).await?
                 && found.led
+                && self.answers(operation, topic, found.partitions).await?
             {
                 return self.learn(operation, topic, found).await;
             }
@@ -179,6 +180,28 @@ impl Topics {
             }
             sleep(wait).await;
             wait = (2 * wait).min(LAST_LOOK);
+        }
+    }
+
+    /// Whether the leaders of all partitions answer for them. A broker is named as a leader a moment before
+    /// it is one, and refuses what comes meanwhile.
+    async fn answers(
+        &self,
+        operation: &'static str,
+        topic: &Topic,
+        partitions: i32,
+    ) -> Result<bool> {
+        let name = self.keys.topic(topic);
+        let asked = self.asker.ask(operation, move |client, within| {
+            for partition in 0..partitions {
+                client.fetch_watermarks(&name, partition, within)?;
+            }
+            Ok(())
+        });
+        match asked.await {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_retryable() => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
