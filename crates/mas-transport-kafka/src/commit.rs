@@ -55,7 +55,14 @@ pub(crate) async fn run(member: Arc<Member>) {
 pub(crate) async fn commit(member: &Arc<Member>, giving_up: Option<&[i32]>) -> Done {
     let _one = member.committing.lock().await;
     let (consumer, commits) = {
-        let state = lock(&member.state);
+        let mut state = lock(&member.state);
+        // The client joins its group again at once, and whatever it commits from then on is taken: a
+        // broker does not ask whose a partition is. Its owner's commits would be replaced by old ones.
+        if state.consumer.as_ref().is_some_and(|c| c.assignment_lost()) {
+            state.fenced = true;
+            member.events.notify_one();
+            return Done::Fenced;
+        }
         let commits = state.share.commits(giving_up);
         match &state.consumer {
             Some(consumer) if !commits.is_empty() => (consumer.clone(), commits),

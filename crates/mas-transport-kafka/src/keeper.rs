@@ -42,6 +42,7 @@ pub(crate) async fn run(member: Arc<Member>) {
         fresh: Vec::new(),
         places: Vec::new(),
         looked: Instant::now(),
+        astray: false,
     };
     while !keeper.member.closing.is_cancelled() {
         keeper.serve().await;
@@ -68,6 +69,8 @@ struct Keeper {
     /// What was to be read next when that was last looked at.
     places: Vec<(i32, u64)>,
     looked: Instant,
+    /// The client has a commit under way that nobody waits for any more.
+    astray: bool,
 }
 
 impl Keeper {
@@ -113,7 +116,7 @@ impl Keeper {
         drop(consumer);
         if gone && self.is_gone().await {
             self.begin_anew(Some(DELETED)).await;
-        } else if elsewhere {
+        } else if elsewhere || std::mem::take(&mut self.astray) {
             // What happened is told when it is known where the group stands.
             self.begin_anew(None).await;
         }
@@ -333,6 +336,9 @@ impl Keeper {
                         () = sleep(2 * AGAIN) => {
                             self.listen(consumer);
                             if consumer.assignment_lost() || Instant::now() >= limit {
+                                // It may still arrive, of a time when the partition was this member's:
+                                // not by a client that has joined again meanwhile.
+                                self.astray = true;
                                 break Done::Fenced;
                             }
                         }

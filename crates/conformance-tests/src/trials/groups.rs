@@ -182,6 +182,8 @@ async fn a_busy_member_leaves_the_rest_to_the_others(ctx: Ctx) -> Verdict {
     let subscription = ctx.subscription(&topic, "billing").lease(lease).prefetch(1);
     let (a, b) = (ctx.agent().await?, ctx.agent().await?);
     let members = [a.join(&subscription).await?, b.join(&subscription).await?];
+    // What a busy member holds of a partition that is to move holds that up.
+    tokio::time::sleep(ctx.timing().sharing).await;
     let messages = keyless(&ctx, &topic, 40);
     let wanted = ids(&messages);
     a.publish_all(messages).await?;

@@ -194,6 +194,7 @@ async fn a_handler_that_extends_keeps_its_message(ctx: Ctx) -> Verdict {
     let subscription = ctx.subscription(&topic, "billing");
     let (a, b) = (ctx.agent().await?, ctx.agent().await?);
     let (one, two) = (a.join(&subscription).await?, b.join(&subscription).await?);
+    tokio::time::sleep(ctx.timing().sharing).await;
     a.publish(ctx.message(&topic)).await?;
     let next = async {
         tokio::select! {

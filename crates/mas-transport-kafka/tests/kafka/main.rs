@@ -1,5 +1,6 @@
 //! The backend against real brokers. What the contract promises is the conformance suite's to judge; here
 //! stands what only this backend has.
 
+mod durability;
 mod hostile;
 mod support;
