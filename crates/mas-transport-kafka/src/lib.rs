@@ -23,6 +23,13 @@
 //!   topic that was deleted, are told by a gap event. A group that somebody deletes while it has no
 //!   members begins anew, like one that never was.
 //!
+//! What is not steady yet, for which the suite runs on Kafka only when it is asked to
+//! (`scripts/test --kafka`): while members come and go every second, a group makes little progress, because
+//! each step of a rebalance takes a second (`G3_members_come_and_go_under_load` does not end in its time);
+//! and a message that nobody was handed may come first as its second attempt after a rebalance in which no
+//! member died (`G3_processes_come_and_go_without_loss`, now and then). Longer delays by retry topics are
+//! not there, and KIP-848 is untested.
+//!
 //! What surprised, with librdkafka 2.12.1 and Kafka 4.3:
 //!
 //! - A topic that was just made: its leader refuses the first request of a producer as not yet leader and
