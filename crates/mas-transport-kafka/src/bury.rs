@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use mas_transport_core::backend::lock;
-use mas_transport_core::{Error, ErrorKind, Outcome, Record, Token, Topic};
+use mas_transport_core::{ErrorKind, Outcome, Record, Token, Topic};
 use tokio::time::Instant;
 
 use crate::member::{Member, now};
@@ -22,18 +22,12 @@ pub(crate) struct Burial {
 
 /// Buries records, in their order.
 pub(crate) async fn bury_all(member: &Arc<Member>, burials: Vec<Burial>) -> Vec<Answer> {
-    let each = |error: Error, burials: Vec<Burial>| -> Vec<Answer> {
-        burials
-            .into_iter()
-            .map(|b| (b.at, Err(error.clone())))
-            .collect()
-    };
     if member.topic.is_internal() {
         let why = "what stands in a dead-letter or quarantine topic has nowhere further to go: ack it, or \
                    nack it with a delay";
         let error = member.error(ErrorKind::Unsupported, "dead-letter", why);
         // They come back: whoever asked has nothing in hand any more.
-        return each(error, burials);
+        return burials.iter().map(|b| (b.at, Err(error.clone()))).collect();
     }
     let mut answers = Vec::with_capacity(burials.len());
     for malformed in [false, true] {
@@ -69,7 +63,7 @@ async fn bury(member: &Arc<Member>, target: Topic, burials: Vec<&Burial>) -> Vec
         let mut state = lock(&member.state);
         state.share.advance(now());
         for burial in burials {
-            let Some((_, raw)) = state.share.held(burial.token) else {
+            let Some(raw) = state.share.held(burial.token) else {
                 answers.push((burial.at, Err(member.lost())));
                 continue;
             };

@@ -14,6 +14,7 @@ use crate::consumer;
 use crate::error;
 use crate::member::Member;
 use crate::settle::Place;
+use crate::share::Commit;
 
 /// How long to wait before what was not taken is committed again. The client asks for the broker that
 /// keeps the group in between.
@@ -54,7 +55,7 @@ pub(crate) async fn run(member: Arc<Member>) {
 /// Commits what there is to commit; of partitions that are given up, that they are.
 pub(crate) async fn commit(member: &Arc<Member>, giving_up: Option<&[i32]>) -> Done {
     let _one = member.committing.lock().await;
-    let (consumer, commits) = {
+    let (consumer, mut commits) = {
         let mut state = lock(&member.state);
         // The client joins its group again at once, and whatever it commits from then on is taken: a
         // broker does not ask whose a partition is. Its owner's commits would be replaced by old ones.
@@ -69,16 +70,11 @@ pub(crate) async fn commit(member: &Arc<Member>, giving_up: Option<&[i32]>) -> D
             _ => return Done::Yes,
         }
     };
-    let entries: Vec<_> = commits
-        .iter()
-        .map(|c| {
-            (
-                c.partition,
-                c.snapshot.position,
-                c.snapshot.metadata.clone(),
-            )
-        })
-        .collect();
+    let entry = |c: &mut Commit| {
+        let metadata = std::mem::take(&mut c.snapshot.metadata);
+        (c.partition, c.snapshot.position, metadata)
+    };
+    let entries: Vec<_> = commits.iter_mut().map(entry).collect();
     let topic = member.topic_name.clone();
     let since = Instant::now();
     // Moved there: it may be the last one.

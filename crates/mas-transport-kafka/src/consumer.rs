@@ -281,14 +281,17 @@ pub(crate) fn answer(consumer: &Consumer, topic: &str) {
     let answered = match owed {
         None => return,
         Some(Change::Assigned(_)) => consumer.incremental_assign(&TopicPartitionList::new()),
-        Some(Change::Revoked(partitions)) => {
-            let each: Vec<_> = partitions.iter().map(|p| (*p, None)).collect();
-            list(topic, &each).and_then(|list| consumer.incremental_unassign(&list))
-        }
+        Some(Change::Revoked(partitions)) => unassign(consumer, topic, &partitions),
     };
     if let Err(error) = answered {
         tracing::debug!(%error, "the client had no answer to wait for");
     }
+}
+
+/// Tells the client that partitions are given up.
+pub(crate) fn unassign(consumer: &Consumer, topic: &str, partitions: &[i32]) -> KafkaResult<()> {
+    let each: Vec<_> = partitions.iter().map(|p| (*p, None)).collect();
+    consumer.incremental_unassign(&list(topic, &each)?)
 }
 
 /// The list of partitions to begin to read, and where.

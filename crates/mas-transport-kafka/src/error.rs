@@ -196,6 +196,14 @@ pub(crate) fn is_missing(code: Code) -> bool {
     )
 }
 
+/// Whether a code says that a log does not hold what was asked of it.
+pub(crate) fn is_lost_place(code: Code) -> bool {
+    matches!(
+        code,
+        Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation
+    )
+}
+
 /// Whether the partitions of a member that is told this belong to others.
 pub(crate) fn is_fenced(code: Code) -> bool {
     meaning(code).0 == ErrorKind::LeaseLost

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::BACKEND;
 use crate::consumer::Queue;
-use crate::keeper::is_lost_place;
+use crate::error;
 use crate::member::{Member, now};
 use crate::record::Raw;
 use crate::share::Taken;
@@ -91,7 +91,7 @@ fn look(
         return Err(Error::closed("fetch").on(BACKEND));
     }
     let before = out.len();
-    let (queues, limited, room) = {
+    let (mut queues, room) = {
         let mut state = lock(&member.state);
         let now = now();
         let wanted = want.messages > 0;
@@ -113,29 +113,28 @@ fn look(
         let room = want
             .messages
             .saturating_sub(taken.len() + state.share.ready());
-        let queues: Vec<_> = match room {
-            0 => Vec::new(),
-            _ => state.queues.clone(),
-        };
-        let limit = |(partition, queue): &(i32, Arc<Queue>)| {
+        let readable = |(partition, queue): &(i32, Arc<Queue>)| {
             let limit = state.share.room(*partition);
             (limit > 0).then(|| (*partition, queue.clone(), limit))
         };
-        let limited = queues.iter().filter_map(limit).collect();
-        (queues, limited, room)
+        let queues: Vec<_> = match room {
+            0 => Vec::new(),
+            _ => state.queues.iter().filter_map(readable).collect(),
+        };
+        (queues, room)
     };
     let bytes = want
         .bytes
         .saturating_sub(taken.iter().map(|t| t.raw.size()).sum());
-    let read = read(member, limited, room, bytes);
+    let read = read(member, &mut queues, room, bytes);
     let mut state = lock(&member.state);
     let now = now();
     // What was read before a partition went, and came again, is read anew.
-    let ours = |(partition, queue): &&(i32, Arc<Queue>)| {
+    let ours = |(partition, queue, _): &&(i32, Arc<Queue>, usize)| {
         let mut queues = state.queues.iter();
         queues.any(|(p, q)| p == partition && Arc::ptr_eq(q, queue))
     };
-    let ours: Vec<i32> = queues.iter().filter(ours).map(|(p, _)| *p).collect();
+    let ours: Vec<i32> = queues.iter().filter(ours).map(|(p, ..)| *p).collect();
     for (partition, offset, raw) in read {
         if ours.contains(&partition) {
             state.share.arrived(now, partition, offset, raw);
@@ -171,7 +170,7 @@ fn look(
 /// Takes from the client what it has read, up to so many records and, but for the last one, bytes.
 fn read(
     member: &Arc<Member>,
-    mut queues: Vec<(i32, Arc<Queue>, usize)>,
+    queues: &mut [(i32, Arc<Queue>, usize)],
     mut room: usize,
     mut bytes: usize,
 ) -> Vec<(i32, u64, Raw)> {
@@ -179,7 +178,7 @@ fn read(
     let share = room.div_ceil(queues.len().max(1));
     // First each its share, then whoever has more.
     for most in [share, room] {
-        for (partition, queue, limit) in &mut queues {
+        for (partition, queue, limit) in &mut *queues {
             let mut left = most.min(*limit);
             while left > 0 && room > 0 && (bytes > 0 || read.is_empty()) {
                 match queue.poll(Duration::ZERO) {
@@ -204,13 +203,15 @@ fn read(
 /// The client told of an error while reading.
 pub(crate) fn trouble(member: &Arc<Member>, partition: Option<i32>, told: KafkaError) {
     tracing::debug!(error = %told, ?partition, topic = %member.topic, "the client reports");
-    let code = crate::error::code(&told);
+    let code = error::code(&told);
     let mut state = lock(&member.state);
     match (partition, code) {
-        (Some(partition), _) if is_lost_place(&told) => state.lost_place.push(partition),
-        (_, Some(code)) if crate::error::is_missing(code) => state.topic_gone = true,
+        (Some(partition), Some(code)) if error::is_lost_place(code) => {
+            state.lost_place.push(partition);
+        }
+        (_, Some(code)) if error::is_missing(code) => state.topic_gone = true,
         _ => {
-            let error = crate::error::told("fetch", told)
+            let error = error::told("fetch", told)
                 .with("topic", &member.topic)
                 .with("group", &member.group);
             // The client goes on by itself, and tells of every attempt.

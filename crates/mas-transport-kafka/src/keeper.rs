@@ -7,7 +7,6 @@ use std::time::Duration;
 use mas_transport_core::backend::{Wait, lock};
 use mas_transport_core::{ErrorKind, Event, StartFrom};
 use rdkafka::consumer::Consumer as _;
-use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -195,15 +194,13 @@ impl Keeper {
                 .standings("fetch", consumer, partitions.clone())
                 .await;
             let error = match asked {
-                Ok(standings) => match standings.iter().find_map(unreadable) {
-                    None => break standings,
-                    Some(why) => {
-                        let message = "what stands with the offsets of the group cannot be read by this version";
-                        member
-                            .error(ErrorKind::Conflict, "fetch", message)
-                            .with("why", why)
+                Ok(standings) => {
+                    let mut marks = standings.iter().map(|s| member.mark("fetch", s));
+                    match marks.find_map(Result::err) {
+                        None => break standings,
+                        Some(error) => error,
                     }
-                },
+                }
                 Err(error) => error,
             };
             tracing::debug!(%error, "where the group stands is asked again");
@@ -358,9 +355,7 @@ impl Keeper {
         forget(&self.member, partitions);
         self.leaving
             .retain(|l| !l.partitions.iter().any(|p| partitions.contains(p)));
-        let each: Vec<_> = partitions.iter().map(|p| (*p, None)).collect();
-        let given =
-            list(&self.member.topic_name, &each).and_then(|l| consumer.incremental_unassign(&l));
+        let given = consumer::unassign(consumer, &self.member.topic_name, partitions);
         consumer.context().answered();
         if let Err(told) = given {
             tracing::debug!(error = %told, "partitions could not be given up");
@@ -631,12 +626,6 @@ const TRIMMED: &str = "entries were deleted or trimmed before this group had set
 const BEFORE: &str = "the log ends before the place where the group stood: the topic was made again, or the broker lost data";
 const DELETED: &str = "the topic was deleted; this group begins with what is there now";
 
-/// Why this version cannot go on where a group stands.
-fn unreadable(standing: &Standing) -> Option<String> {
-    let (_, metadata) = standing.committed.as_ref()?;
-    Mark::decode(metadata).err()
-}
-
 /// Forgets partitions: what is held of them is lost, and who waits for commits is told.
 fn forget(member: &Arc<Member>, partitions: &[i32]) {
     let mut lost = Vec::new();
@@ -658,13 +647,4 @@ fn forget(member: &Arc<Member>, partitions: &[i32]) {
     for place in lost {
         place.done(Err(member.moved()));
     }
-}
-
-/// Whether an error of the client is about a log that does not hold what was asked of it.
-pub(crate) fn is_lost_place(told: &KafkaError) -> bool {
-    use rdkafka::types::RDKafkaErrorCode as Code;
-    matches!(
-        crate::error::code(told),
-        Some(Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation)
-    )
 }

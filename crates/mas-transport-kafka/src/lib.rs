@@ -57,6 +57,7 @@ mod config;
 mod consumer;
 mod error;
 mod fetch;
+mod gather;
 mod health;
 mod info;
 mod keeper;

@@ -295,6 +295,27 @@ impl Member {
         }
     }
 
+    /// What stands with the offset that the group has committed in a partition.
+    ///
+    /// # Errors
+    /// `Conflict` when this version cannot read it.
+    pub(crate) fn mark(
+        &self,
+        operation: &'static str,
+        standing: &Standing,
+    ) -> Result<Option<Mark>> {
+        let Some((_, metadata)) = &standing.committed else {
+            return Ok(None);
+        };
+        Mark::decode(metadata).map_err(|why| {
+            let message =
+                "what stands with the offsets of the group cannot be read by this version";
+            self.error(ErrorKind::Conflict, operation, message)
+                .with("partition", standing.partition)
+                .with("why", why)
+        })
+    }
+
     /// Whether the group is one that this member can join: where it is to begin in partitions in which
     /// it stands nowhere.
     fn agree(
@@ -306,17 +327,8 @@ impl Member {
         let lease = lock(&self.state).share.lease();
         let mut is_new = true;
         for standing in standings {
-            let Some((_, metadata)) = &standing.committed else {
-                continue;
-            };
-            is_new = false;
-            let mark = Mark::decode(metadata).map_err(|why| {
-                let message =
-                    "what stands with the offsets of the group cannot be read by this version";
-                self.error(ErrorKind::Conflict, operation, message)
-                    .with("partition", standing.partition)
-                    .with("why", why)
-            })?;
+            is_new &= standing.committed.is_none();
+            let mark = self.mark(operation, standing)?;
             if let Some(mark) = mark
                 && mark.lease != lease
             {

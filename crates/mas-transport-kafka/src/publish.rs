@@ -2,13 +2,11 @@
 //! each message has its own outcome, and whoever waits is woken once.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream;
-use mas_transport_core::backend::lock;
 use mas_transport_core::{
     Confirm, Durability, Error, ErrorKind, Message, Position, Receipt, Result, Topic,
 };
@@ -18,13 +16,14 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseRecord, NoCustomPartitioner, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode as Code;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::BACKEND;
 use crate::client::{self, Trouble};
 use crate::config::{Acks, Compression, KafkaConfig, prefer};
 use crate::error;
+use crate::gather::Gather;
 use crate::record::Outgoing;
 use crate::topics::{Known, LARGEST_LETTER};
 use crate::transport::Shared;
@@ -74,11 +73,11 @@ impl ProducerContext<NoCustomPartitioner> for Delivered {
             }),
             Err((told, _)) => Err(told.clone()),
         };
-        place.batch.put(place.at, outcome);
+        place.batch.outcomes.put(place.at, outcome);
     }
 }
 
-pub(crate) fn position(partition: i32, offset: i64) -> Position {
+fn position(partition: i32, offset: i64) -> Position {
     Position {
         major: u64::try_from(partition).unwrap_or_default(),
         minor: u64::try_from(offset).unwrap_or_default(),
@@ -146,33 +145,9 @@ type Outcome = std::result::Result<Receipt, KafkaError>;
 /// A batch with the client.
 #[derive(Debug)]
 struct Batch {
-    outcomes: Mutex<Vec<Option<Outcome>>>,
-    open: AtomicUsize,
-    done: Notify,
+    outcomes: Gather<Outcome>,
     /// Room in the queue, for as long as any of it is with the client.
     _room: OwnedSemaphorePermit,
-}
-
-impl Batch {
-    fn put(&self, at: usize, outcome: Outcome) {
-        if let Some(slot) = lock(&self.outcomes).get_mut(at) {
-            *slot = Some(outcome);
-        }
-        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.done.notify_one();
-        }
-    }
-
-    /// Waits for all outcomes, or until `deadline`; those that are not known by then are missing.
-    async fn outcomes(&self, deadline: Instant) -> Vec<Option<Outcome>> {
-        let all = async {
-            while self.open.load(Ordering::Acquire) > 0 {
-                self.done.notified().await;
-            }
-        };
-        let _ = timeout_at(deadline, all).await;
-        std::mem::take(&mut *lock(&self.outcomes))
-    }
 }
 
 /// A record and where it goes.
@@ -182,8 +157,7 @@ pub(crate) struct Letter {
     pub(crate) record: Outgoing,
 }
 
-/// Hands records to the client, in order, and returns what will become of them, one for one. `None` is
-/// a message that was not to be sent.
+/// Hands records to the client, in order, and returns what will become of them, one for one.
 pub(crate) async fn hand_over(
     shared: &Arc<Shared>,
     letters: Vec<(Letter, Known)>,
@@ -198,11 +172,10 @@ pub(crate) async fn hand_over(
         return Handed { batch: None, count };
     };
     let batch = Arc::new(Batch {
-        outcomes: Mutex::new(vec![None; count]),
-        open: AtomicUsize::new(count),
-        done: Notify::new(),
+        outcomes: Gather::new(count),
         _room: room,
     });
+    batch.outcomes.expect(count);
     let mut name: Option<(Topic, String)> = None;
     for (at, (letter, known)) in letters.into_iter().enumerate() {
         let name = match &mut name {
@@ -256,7 +229,7 @@ pub(crate) async fn hand_over(
 impl Place {
     /// The client did not take it.
     fn refuse(&self, told: KafkaError) {
-        self.batch.put(self.at, Err(told));
+        self.batch.outcomes.put(self.at, Err(told));
     }
 }
 
@@ -282,7 +255,7 @@ impl Handed {
             let each = |_| Fate::Failed(late(operation));
             return (0..self.count).map(each).collect();
         };
-        let outcomes = batch.outcomes(deadline).await;
+        let outcomes = batch.outcomes.answers(deadline).await;
         let fate = |outcome: Option<Outcome>| match outcome {
             Some(Ok(receipt)) => Fate::Stored(receipt),
             Some(Err(told)) => failed(operation, told),
@@ -322,7 +295,7 @@ fn failed(operation: &'static str, told: KafkaError) -> Fate {
 }
 
 /// What was not sent in time.
-pub(crate) fn late(operation: &'static str) -> Error {
+fn late(operation: &'static str) -> Error {
     let why = "there was no room, or no connection, before the deadline";
     error::error(ErrorKind::Timeout, operation, why)
 }

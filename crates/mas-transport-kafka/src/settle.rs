@@ -8,16 +8,15 @@
 //! rebalance). As long as the partition is this member's, nobody else has what was settled, so that a
 //! settlement may wait longer for its confirmation than its lease lasted.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use mas_transport_core::backend::lock;
 use mas_transport_core::{Error, ErrorKind, Outcome, Result, Settle, Settled, Token};
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use crate::bury::{Burial, bury_all};
+use crate::gather::Gather;
 use crate::member::{Member, now};
 use crate::share::Step;
 
@@ -25,59 +24,17 @@ use crate::share::Step;
 #[derive(Debug)]
 pub(crate) struct KafkaSettle(pub(crate) Arc<Member>);
 
-/// One call of `settle` that waits for commits.
-#[derive(Debug)]
-pub(crate) struct Call {
-    answers: Mutex<Vec<Option<Result<()>>>>,
-    open: AtomicUsize,
-    done: Notify,
-}
-
-/// One settlement of a call.
+/// One settlement of a call of `settle` that waits for commits.
 #[derive(Debug)]
 pub(crate) struct Place {
-    call: Arc<Call>,
+    call: Arc<Gather<Result<()>>>,
     at: usize,
-}
-
-impl Call {
-    fn new(count: usize) -> Arc<Self> {
-        Arc::new(Self {
-            answers: Mutex::new(vec![None; count]),
-            open: AtomicUsize::new(0),
-            done: Notify::new(),
-        })
-    }
-
-    fn place(self: &Arc<Self>, at: usize) -> Place {
-        self.open.fetch_add(1, Ordering::AcqRel);
-        Place {
-            call: self.clone(),
-            at,
-        }
-    }
-
-    /// Waits for everything, or until `limit`.
-    async fn answers(&self, limit: Instant) -> Vec<Option<Result<()>>> {
-        let all = async {
-            while self.open.load(Ordering::Acquire) > 0 {
-                self.done.notified().await;
-            }
-        };
-        let _ = timeout_at(limit, all).await;
-        std::mem::take(&mut *lock(&self.answers))
-    }
 }
 
 impl Place {
     /// What became of it.
     pub(crate) fn done(self, outcome: Result<()>) {
-        if let Some(slot) = lock(&self.call.answers).get_mut(self.at) {
-            *slot = Some(outcome);
-        }
-        if self.call.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.call.done.notify_one();
-        }
+        self.call.put(self.at, outcome);
     }
 }
 
@@ -182,7 +139,7 @@ pub(crate) async fn settle_here(
     }
     let mut answers = Vec::with_capacity(outcomes.len());
     let mut waits = Vec::with_capacity(outcomes.len());
-    let call = Call::new(outcomes.len());
+    let call = Arc::new(Gather::new(outcomes.len()));
     let (limit, fetches) = {
         let mut state = lock(&member.state);
         let now = now();
@@ -202,7 +159,11 @@ pub(crate) async fn settle_here(
                     change,
                     noted,
                 }) => {
-                    let place = call.place(waits.len());
+                    call.expect(1);
+                    let place = Place {
+                        call: call.clone(),
+                        at: waits.len(),
+                    };
                     let begun = matches!(outcome, Outcome::Begin).then_some(token);
                     fetches |= matches!(outcome, Outcome::Nack(_) | Outcome::Return);
                     waits.push((at, begun));

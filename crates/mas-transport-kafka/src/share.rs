@@ -212,7 +212,11 @@ impl<W> Share<W> {
 
     /// Takes what is held of a partition out of its holders' hands; it comes back.
     pub(crate) fn take_back(&mut self, partition: i32, now: Now) -> Vec<Token> {
-        let tokens = self.leases.tokens(|lease| lease.partition == partition);
+        self.take_from(now, |lease| lease.partition == partition)
+    }
+
+    fn take_from(&mut self, now: Now, which: impl Fn(&Lease) -> bool) -> Vec<Token> {
+        let tokens = self.leases.tokens(which);
         for token in &tokens {
             if let Some(lease) = self.leases.end(*token) {
                 self.lapse(now, lease);
@@ -389,19 +393,11 @@ impl<W> Share<W> {
             .any(|part| part.leaving.is_none() && part.tracker.next() + AHEAD / 2 > part.reach)
     }
 
-    /// What is held under a token: where, and what was read.
-    pub(crate) fn held(&self, token: Token) -> Option<(Position, Arc<Raw>)> {
+    /// What was read of what is held under a token.
+    pub(crate) fn held(&self, token: Token) -> Option<Arc<Raw>> {
         let lease = self.leases.get(token)?;
-        let raw = self
-            .parts
-            .get(&lease.partition)?
-            .tracker
-            .get(lease.offset)?;
-        let position = Position {
-            major: u64::try_from(lease.partition).unwrap_or_default(),
-            minor: lease.offset,
-        };
-        Some((position, raw.clone()))
+        let part = self.parts.get(&lease.partition)?;
+        part.tracker.get(lease.offset).cloned()
     }
 
     /// Settles one token; `None` when its lease is lost. The two outcomes that append elsewhere first
@@ -514,11 +510,7 @@ impl<W> Share<W> {
 
     /// Ends every lease: what is held comes back. It was handed out, so it is an attempt.
     pub(crate) fn return_all(&mut self, now: Now) {
-        for token in self.leases.tokens(|_| true) {
-            if let Some(lease) = self.leases.end(token) {
-                self.lapse(now, lease);
-            }
-        }
+        self.take_from(now, |_| true);
     }
 
     /// What to commit: of one partition that is given up, all that is known of it; of the others what
