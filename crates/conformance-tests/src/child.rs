@@ -12,8 +12,9 @@ use std::time::{Duration, SystemTime};
 
 use mas_transport_core::{Consumer, Namespace, Position, Subscription};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{ChildStdout, Command};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::ctx::Ctx;
@@ -89,9 +90,18 @@ pub enum Line {
 pub struct Child {
     ctx: Ctx,
     member: MemberId,
-    subscription: Subscription,
     process: tokio::process::Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    /// What it has said and nobody has asked for yet. A trial publishes only so much.
+    lines: mpsc::UnboundedReceiver<Result<Line, String>>,
+}
+
+/// Hears what a child says and records it at once, whether or not the trial asks for it: a child that is
+/// not listened to stands still when the pipe is full, and what is recorded late stands in the wrong place.
+struct Listener {
+    ctx: Ctx,
+    member: MemberId,
+    subscription: Subscription,
+    tell: mpsc::UnboundedSender<Result<Line, String>>,
 }
 
 impl Ctx {
@@ -119,42 +129,39 @@ impl Ctx {
             .kill_on_drop(true)
             .spawn()?;
         let output = process.stdout.take().ok_or("the child has no output")?;
+        let (tell, lines) = mpsc::unbounded_channel();
+        let member = self.next_number();
+        let listener = Listener {
+            ctx: self.clone(),
+            member,
+            subscription: subscription.clone(),
+            tell,
+        };
+        tokio::spawn(listener.listen(output));
         Ok(Child {
             ctx: self.clone(),
-            member: self.next_number(),
-            subscription: subscription.clone(),
+            member,
             process,
-            lines: BufReader::new(output).lines(),
+            lines,
         })
     }
 }
 
-impl Child {
-    /// What it says next, within the trial's patience, recorded; `None` when it has ended.
-    ///
-    /// # Errors
-    /// When it says nothing.
-    pub async fn line(&mut self) -> Result<Option<Line>, Failure> {
-        let line = self.ctx.soon("a line of the child", self.lines.next_line());
-        let Some(line) = line.await?? else {
-            return Ok(None);
-        };
-        let line: Line = serde_json::from_str(&line).map_err(|e| format!("{line:?}: {e}"))?;
-        self.record(&line);
-        Ok(Some(line))
-    }
-
-    /// The next message that it was handed.
-    ///
-    /// # Errors
-    /// When it says something else first that is a failure, or ends.
-    pub async fn delivered(&mut self) -> Result<String, Failure> {
+impl Listener {
+    async fn listen(self, output: ChildStdout) {
+        let mut lines = BufReader::new(output).lines();
         loop {
-            match self.line().await? {
-                Some(Line::Delivered { id, .. }) => return Ok(id),
-                Some(Line::Failed(why)) => return Err(why.into()),
-                Some(_) => {}
-                None => return Err("the child has ended".into()),
+            let said = match lines.next_line().await {
+                Ok(None) => return,
+                Ok(Some(line)) => serde_json::from_str(&line).map_err(|e| format!("{line:?}: {e}")),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Ok(line) = &said {
+                self.record(line);
+            }
+            let ends = said.is_err();
+            if self.tell.send(said).is_err() || ends {
+                return;
             }
         }
     }
@@ -199,6 +206,32 @@ impl Child {
                 history.settled(self.member, id.clone(), *attempt, How::Ack, Ended::Done);
             }
             Line::Failed(why) => self.ctx.note(format!("a child failed: {why}")),
+        }
+    }
+}
+
+impl Child {
+    /// What it says next, within the trial's patience; `None` when it has ended.
+    ///
+    /// # Errors
+    /// When it says nothing, or nothing that can be read.
+    pub async fn line(&mut self) -> Result<Option<Line>, Failure> {
+        let line = self.ctx.soon("a line of the child", self.lines.recv());
+        Ok(line.await?.transpose()?)
+    }
+
+    /// The next message that it was handed.
+    ///
+    /// # Errors
+    /// When it says something else first that is a failure, or ends.
+    pub async fn delivered(&mut self) -> Result<String, Failure> {
+        loop {
+            match self.line().await? {
+                Some(Line::Delivered { id, .. }) => return Ok(id),
+                Some(Line::Failed(why)) => return Err(why.into()),
+                Some(_) => {}
+                None => return Err("the child has ended".into()),
+            }
         }
     }
 

@@ -121,6 +121,7 @@ fn look(
             0 => Vec::new(),
             _ => state.queues.iter().filter_map(readable).collect(),
         };
+        state.full = room > 0 && queues.len() < state.queues.len();
         (queues, room)
     };
     let bytes = want
@@ -157,6 +158,9 @@ fn look(
     }
     if state.share.wants_commit() {
         member.dirty.notify_one();
+        if state.share.is_held_up() {
+            member.hurry.notify_one();
+        }
     }
     if out.len() > before || !taken.is_empty() {
         return Ok(None);

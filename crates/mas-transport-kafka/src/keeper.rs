@@ -30,6 +30,8 @@ const STALL: Duration = Duration::from_secs(5);
 struct Leaving {
     partitions: Vec<i32>,
     until: Instant,
+    /// The client waits to hear that they are given up.
+    asked: bool,
 }
 
 /// Looks after a member until it is closed.
@@ -38,9 +40,11 @@ pub(crate) async fn run(member: Arc<Member>) {
         member,
         leaving: Vec::new(),
         subscribed: true,
+        quits: false,
         fresh: Vec::new(),
         places: Vec::new(),
         looked: Instant::now(),
+        passed: None,
         astray: false,
     };
     while !keeper.member.closing.is_cancelled() {
@@ -62,12 +66,16 @@ struct Keeper {
     leaving: Vec<Leaving>,
     /// It takes part in its group.
     subscribed: bool,
+    /// It is about to leave it by itself.
+    quits: bool,
     /// Partitions of which the client has said, since they were taken over, that it had come to nothing
     /// yet: what it says from then on is of this time, and not of an earlier one.
     fresh: Vec<i32>,
     /// What was to be read next when that was last looked at.
     places: Vec<(i32, u64)>,
     looked: Instant,
+    /// When it was last asked how far the client has come; none if partitions came since.
+    passed: Option<Instant>,
     /// The client has a commit under way that nobody waits for any more.
     astray: bool,
 }
@@ -128,10 +136,14 @@ impl Keeper {
     /// Whatever the client has handed out by now has been kept here, or is with the fetch that took it,
     /// which keeps it before it takes note of this.
     async fn pass(&mut self, consumer: &Arc<Consumer>) {
+        if self.passed.is_some_and(|at| at.elapsed() < AT_LEAST) {
+            return;
+        }
         let idle = lock(&self.member.state).share.idle();
         if idle.is_empty() {
             return;
         }
+        self.passed = Some(Instant::now());
         let asked = self.member.blocking(consumer, consumer::positions).await;
         let Some(Ok(positions)) = asked else {
             return;
@@ -181,7 +193,10 @@ impl Keeper {
         let owned = lock(&self.member.state).share.partitions();
         forget(&self.member, &owned);
         for leaving in std::mem::take(&mut self.leaving) {
-            self.release(consumer, &leaving.partitions);
+            match leaving.asked {
+                true => self.release(consumer, &leaving.partitions),
+                false => forget(&self.member, &leaving.partitions),
+            }
         }
     }
 
@@ -248,6 +263,7 @@ impl Keeper {
         }
         let assigned =
             list(&member.topic_name, &from).and_then(|l| consumer.incremental_assign(&l));
+        self.passed = None;
         consumer.context().answered();
         if let Err(told) = assigned {
             // It was taken away meanwhile, which the client tells next.
@@ -286,17 +302,33 @@ impl Keeper {
             tracing::debug!(topic = %member.topic, "the group went on without this member");
             return self.release(consumer, &partitions);
         }
-        let until = Instant::now() + member.shared.asker.config.revocation_notice;
-        let mut state = lock(&member.state);
+        let config = &member.shared.asker.config;
+        let notice = match self.subscribed {
+            true => config.revocation_notice,
+            // The client keeps its session no longer.
+            false => config.revocation_notice.min(config.session_timeout / 4),
+        };
+        self.leave(partitions, Instant::now() + notice, true);
+    }
+
+    /// Nothing more is handed out of partitions, and what is held of them has until then.
+    fn leave(&mut self, partitions: Vec<i32>, until: Instant, asked: bool) {
         let mut tokens = Vec::new();
-        for partition in &partitions {
-            tokens.extend(state.share.leave(*partition, until));
+        {
+            let mut state = lock(&self.member.state);
+            for partition in &partitions {
+                tokens.extend(state.share.leave(*partition, until));
+            }
+            if !tokens.is_empty() {
+                state.control.push_back(Event::Revoking { tokens, until });
+                self.member.arrived.notify_one();
+            }
         }
-        if !tokens.is_empty() {
-            state.control.push_back(Event::Revoking { tokens, until });
-            member.arrived.notify_one();
-        }
-        self.leaving.push(Leaving { partitions, until });
+        self.leaving.push(Leaving {
+            partitions,
+            until,
+            asked,
+        });
     }
 
     /// Gives up what is free to be given up, or has to be.
@@ -346,7 +378,10 @@ impl Keeper {
                 }
                 sleep(AGAIN).await;
             }
-            self.release(consumer, &leaving.partitions);
+            match leaving.asked {
+                true => self.release(consumer, &leaving.partitions),
+                false => forget(&self.member, &leaving.partitions),
+            }
         }
     }
 
@@ -363,14 +398,23 @@ impl Keeper {
     }
 
     /// A member whose handlers hang past their leases, and which takes nothing more, gives up its share
-    /// until it does.
+    /// until it does. Only then does it tell the client: that keeps the session of a group that it is about
+    /// to leave no longer, and what is committed after its end is refused.
     async fn take_part(&mut self, consumer: &Arc<Consumer>) {
         let hangs = {
             let state = lock(&self.member.state);
             state.share.lapsed && !state.wants
         };
-        if hangs && self.subscribed {
+        if hangs && self.subscribed && !self.quits {
             tracing::debug!(topic = %self.member.topic, "the handlers hang: this member leaves its group");
+            self.quits = true;
+            let notice = self.member.shared.asker.config.revocation_notice;
+            let owned = lock(&self.member.state).share.partitions();
+            self.leave(owned, Instant::now() + notice, false);
+            self.give_up(consumer).await;
+        }
+        if self.quits && self.leaving.iter().all(|l| l.asked) {
+            self.quits = false;
             self.subscribed = false;
             let left = self
                 .member
@@ -560,6 +604,7 @@ impl Keeper {
             }
         }
         self.subscribed = true;
+        self.quits = false;
     }
 
     /// Waits until nothing is held, commits that everything is given up, and lets the client go.

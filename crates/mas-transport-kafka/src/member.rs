@@ -44,6 +44,8 @@ pub(crate) struct Member {
     pub(crate) arrived: Arc<Notify>,
     /// Something is there to commit.
     pub(crate) dirty: Notify,
+    /// What was read waits for a commit.
+    pub(crate) hurry: Notify,
     /// One commit at a time, always of the latest state.
     pub(crate) committing: tokio::sync::Mutex<()>,
     /// The client has something to tell, or the keeper something to do.
@@ -66,6 +68,8 @@ pub(crate) struct State {
     pub(crate) error: Option<Error>,
     /// The last fetch wanted nothing.
     pub(crate) wants: bool,
+    /// It read nothing of some partition, for want of room.
+    pub(crate) full: bool,
     /// Offsets below which the client has handed out of a partition all there is, for `fetch` to take
     /// note of when it has kept that.
     pub(crate) passed: Vec<(i32, u64)>,
@@ -115,6 +119,7 @@ impl Member {
                 control: VecDeque::new(),
                 error: None,
                 wants: true,
+                full: false,
                 passed: Vec::new(),
                 lost_place: Vec::new(),
                 topic_gone: false,
@@ -124,6 +129,7 @@ impl Member {
             trouble: Arc::default(),
             arrived: Arc::default(),
             dirty: Notify::new(),
+            hurry: Notify::new(),
             committing: tokio::sync::Mutex::default(),
             events: Arc::default(),
             closing: CancellationToken::new(),
@@ -242,15 +248,30 @@ impl Member {
         let partitions: Vec<i32> = (0..known.partitions).collect();
         let until = since + config.response_timeout;
         let mut wait = Wait::new();
+        // How far the logs reached before it was asked where the group stands: whoever begins at their ends
+        // begins no later than another one that has said so meanwhile.
+        let mut ends: Option<Vec<u64>> = None;
         loop {
             let standings = self.standings(operation, &consumer, partitions.clone());
-            let standings = match standings.await {
+            let mut standings = match standings.await {
                 Err(error) if error.is_retryable() && Instant::now() < until => {
                     sleep(wait.next()).await;
                     continue;
                 }
                 asked => asked?,
             };
+            match &ends {
+                None if standings.iter().any(|s| s.committed.is_none()) => {
+                    ends = Some(standings.iter().map(|s| s.high).collect());
+                    continue;
+                }
+                None => {}
+                Some(ends) => {
+                    for (standing, end) in standings.iter_mut().zip(ends) {
+                        standing.high = standing.high.min(*end).max(standing.low);
+                    }
+                }
+            }
             let missing = self.agree(operation, &standings, start)?;
             if missing.is_empty() {
                 break;

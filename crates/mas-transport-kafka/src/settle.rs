@@ -140,7 +140,7 @@ pub(crate) async fn settle_here(
     let mut answers = Vec::with_capacity(outcomes.len());
     let mut waits = Vec::with_capacity(outcomes.len());
     let call = Arc::new(Gather::new(outcomes.len()));
-    let (limit, fetches) = {
+    let (limit, fetches, leaves) = {
         let mut state = lock(&member.state);
         let now = now();
         state.share.advance(now);
@@ -177,13 +177,16 @@ pub(crate) async fn settle_here(
             }
         }
         let wait = member.shared.asker.config.response_timeout;
-        (now.instant + state.share.lease().max(wait), fetches)
+        let limit = now.instant + state.share.lease().max(wait);
+        (limit, fetches, state.share.leaves())
     };
     if fetches {
         member.arrived.notify_one();
     }
-    // A partition that waits for its last settlement may go.
-    member.events.notify_one();
+    if leaves || member.closing.is_cancelled() {
+        // What waits for the last settlement may go: a partition, or the member.
+        member.events.notify_one();
+    }
     if waits.is_empty() {
         return answers;
     }

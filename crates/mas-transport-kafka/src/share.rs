@@ -205,6 +205,11 @@ impl<W> Share<W> {
         self.leases.tokens(|lease| lease.partition == partition)
     }
 
+    /// Whether there are partitions to be given up.
+    pub(crate) fn leaves(&self) -> bool {
+        self.parts.values().any(|part| part.leaving.is_some())
+    }
+
     /// Whether nothing is held of a partition.
     pub(crate) fn is_free(&self, partition: i32) -> bool {
         self.parts.get(&partition).is_none_or(|part| part.held == 0)
@@ -391,6 +396,14 @@ impl<W> Share<W> {
         self.parts
             .values()
             .any(|part| part.leaving.is_none() && part.tracker.next() + AHEAD / 2 > part.reach)
+    }
+
+    /// Whether something was read that only a commit keeps from being handed out.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.parts.values().any(|part| {
+            let first = part.ready.peek();
+            part.leaving.is_none() && first.is_some_and(|Reverse(offset)| *offset >= part.reach)
+        })
     }
 
     /// What was read of what is held under a token.
