@@ -271,7 +271,8 @@ impl KafkaConfig {
         self
     }
 
-    /// How batches are compressed; [`Compression::Snappy`] by default. Readers take all of them.
+    /// How batches are compressed; [`Compression::Snappy`] by default. Members take all of them;
+    /// other programs may want a package for it.
     #[must_use]
     pub fn compression(mut self, compression: Compression) -> Self {
         self.compression = compression;

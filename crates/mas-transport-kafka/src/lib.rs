@@ -69,6 +69,8 @@ mod member;
 mod native;
 #[cfg(test)]
 mod notes_tests;
+#[cfg(test)]
+mod partition_tests;
 mod passed;
 mod publish;
 mod record;

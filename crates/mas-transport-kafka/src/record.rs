@@ -23,7 +23,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::{Bytes, BytesMut};
-use mas_transport_core::codec::fields::{self, FOREIGN_SOURCE, RECORD_FIELD};
+use mas_transport_core::codec::fields::{self, RECORD_FIELD};
 use mas_transport_core::{Message, Position, Reason, ReasonCode, Record, Topic};
 use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
 
@@ -130,9 +130,9 @@ impl Raw {
             return Err(Reason::new(ReasonCode::Malformed, why));
         }
         let message = fields::decode(topic, position, self.fields())?;
-        // What another program wrote without attributes has no other key than the record's.
-        if message.source() == FOREIGN_SOURCE
-            && message.get_key().is_none()
+        // Other programs set the record's key and mostly no attribute of that meaning. What is published
+        // here has both or neither.
+        if message.get_key().is_none()
             && let Some(key) = self
                 .key
                 .as_deref()
@@ -279,6 +279,25 @@ mod tests {
                 .get_key(),
             None
         );
+        let attribute = |name: &'static [u8], value: &'static [u8]| {
+            (Bytes::from_static(name), Some(Bytes::from_static(value)))
+        };
+        let mut event = Raw {
+            headers: vec![
+                attribute(b"ce_specversion", b"1.0"),
+                attribute(b"ce_id", b"1"),
+                attribute(b"ce_source", b"s"),
+                attribute(b"ce_type", b"t"),
+            ],
+            ..foreign.clone()
+        };
+        let key = |raw: &Raw| {
+            let message = raw.message(&topic(), Position::default()).unwrap();
+            message.get_key().map(str::to_owned)
+        };
+        assert_eq!(key(&event).as_deref(), Some("k"));
+        event.headers.push(attribute(b"ce_partitionkey", b"p"));
+        assert_eq!(key(&event).as_deref(), Some("p"));
         let hostile = Raw {
             unreadable: 1,
             ..foreign
