@@ -1,6 +1,8 @@
 //! The backend against real brokers. What the contract promises is the conformance suite's to judge; here
 //! stands what only this backend has.
 
+mod child;
 mod durability;
 mod hostile;
+mod killed;
 mod support;
