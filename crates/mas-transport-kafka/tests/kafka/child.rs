@@ -24,8 +24,6 @@ const SAYS: &str = "child: ";
 pub(crate) enum Job {
     /// Takes so many together, acks every second one, and holds the others.
     AckHalf(usize),
-    /// Takes so many, and holds them.
-    Hold(usize),
     /// Acks each as it comes.
     Ack,
 }
@@ -48,7 +46,6 @@ impl Order {
         };
         let (job, count) = match self.job {
             Job::AckHalf(count) => ("half", count),
-            Job::Hold(count) => ("hold", count),
             Job::Ack => ("ack", 0),
         };
         let Self {
@@ -76,7 +73,6 @@ impl Order {
             prefetch: prefetch.parse().unwrap(),
             job: match job {
                 "half" => Job::AckHalf(count),
-                "hold" => Job::Hold(count),
                 _ => Job::Ack,
             },
         }
@@ -197,7 +193,7 @@ async fn does_its_job() {
     while let Some(delivery) = consumer.recv().await.unwrap() {
         let id = delivery.id().to_owned();
         say(&Line::Delivered(id.clone(), delivery.attempt()));
-        let (Job::AckHalf(count) | Job::Hold(count)) = order.job else {
+        let Job::AckHalf(count) = order.job else {
             delivery.ack().await.unwrap();
             say(&Line::Acked(id));
             continue;
@@ -206,20 +202,18 @@ async fn does_its_job() {
         if held.len() < count {
             continue;
         }
-        if matches!(order.job, Job::AckHalf(_)) {
-            let mut kept = Vec::new();
-            let mut acks = Vec::new();
-            for (at, delivery) in held.drain(..).enumerate() {
-                match at % 2 {
-                    0 => kept.push(delivery),
-                    _ => acks.push((delivery.id().to_owned(), delivery.ack())),
-                }
+        let mut kept = Vec::new();
+        let mut acks = Vec::new();
+        for (at, delivery) in held.drain(..).enumerate() {
+            match at % 2 {
+                0 => kept.push(delivery),
+                _ => acks.push((delivery.id().to_owned(), delivery.ack())),
             }
-            held = kept;
-            for (id, ack) in acks {
-                ack.await.unwrap();
-                say(&Line::Acked(id));
-            }
+        }
+        held = kept;
+        for (id, ack) in acks {
+            ack.await.unwrap();
+            say(&Line::Acked(id));
         }
         say(&Line::Done);
         std::future::pending::<()>().await;

@@ -2,7 +2,9 @@
 //! stands what only this backend has.
 
 mod child;
+mod churn;
 mod durability;
 mod hostile;
 mod killed;
+mod recorded;
 mod support;
