@@ -4,6 +4,7 @@
 mod child;
 mod churn;
 mod durability;
+mod growth;
 mod hostile;
 mod killed;
 mod recorded;
