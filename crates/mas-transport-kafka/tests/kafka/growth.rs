@@ -196,3 +196,43 @@ async fn what_is_in_new_partitions_is_delivered() {
     .await;
     consumer.close(Instant::now() + SOON).await.unwrap();
 }
+
+/// One that joins just then knows of partitions of which the group does not know yet. The others may take
+/// as long to notice them as an answer may take by default: it is not to wait for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_may_join_while_nobody_has_the_new_partitions() {
+    let Some(config) = config("joins").await else {
+        return;
+    };
+    let config = config.partitions(FEW);
+    let transport = Arc::new(KafkaTransport::connect(config.clone()).await.unwrap());
+    let first = Consumer::start(transport.clone(), subscription()).await;
+    let first = Arc::new(first.unwrap());
+    let (tell, mut coming) = mpsc::unbounded_channel();
+    read(first.clone(), tell.clone());
+    // It has its partitions.
+    let publisher = Publisher::new(transport.clone(), PublishOptions::default());
+    publisher
+        .publish(Message::new("t", "first").unwrap())
+        .await
+        .unwrap();
+    let mut came = Vec::new();
+    all_of(&mut coming, &mut came, &["first".to_owned()], SOON).await;
+    grow(&transport).await;
+    let early = write(&transport, "early");
+    let config = config.response_timeout(Duration::from_secs(1));
+    let other = Arc::new(KafkaTransport::connect(config).await.unwrap());
+    let began = Instant::now();
+    let second = Consumer::start(other, subscription()).await;
+    let joined = began.elapsed();
+    let second = Arc::new(second.unwrap());
+    read(second.clone(), tell);
+    let noticed = all_of(&mut coming, &mut came, &early, NOTICED).await;
+    println!("joined after {joined:.1?}, all there {noticed:.1?} later");
+    let more = timeout(QUIET, coming.recv()).await;
+    assert!(more.is_err(), "{more:?}");
+    assert_eq!(came.len(), 1 + early.len());
+    for consumer in [first, second] {
+        consumer.close(Instant::now() + SOON).await.unwrap();
+    }
+}
