@@ -8,5 +8,6 @@ mod durability;
 mod growth;
 mod hostile;
 mod killed;
+mod permissions;
 mod recorded;
 mod support;
