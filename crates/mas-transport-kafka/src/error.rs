@@ -157,7 +157,8 @@ pub(crate) fn meaning(code: Code) -> (ErrorKind, &'static str) {
         ),
         Code::TopicAuthorizationFailed => (
             ErrorKind::Unauthorized,
-            "the user lacks a permission for the topic",
+            "the user lacks a permission for the topic: WRITE to publish, READ to consume, CREATE where it is \
+             not there yet, DESCRIBE to look at it",
         ),
         Code::GroupAuthorizationFailed => (
             ErrorKind::Unauthorized,

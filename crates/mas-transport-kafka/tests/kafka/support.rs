@@ -28,7 +28,10 @@ static BROKER: LazyLock<Option<String>> = LazyLock::new(|| {
     let options = KafkaOptions::new()
         .property("log.cleaner.backoff.ms", "100")
         .property("log.initial.task.delay.ms", "100")
-        .property("group.min.session.timeout.ms", "1000");
+        .property("group.min.session.timeout.ms", "1000")
+        // Groups of KIP-848 notice a dead member as the broker says: after 45 s by default.
+        .property("group.consumer.min.session.timeout.ms", "1000")
+        .property("group.consumer.session.timeout.ms", "6000");
     match KafkaServer::start(&options) {
         Ok(server) => {
             let address = server.address();
@@ -44,6 +47,23 @@ static BROKER: LazyLock<Option<String>> = LazyLock::new(|| {
     }
 });
 
+/// What a test connects with, in a namespace of its own, with the defaults of the product; `None` where
+/// there is no broker and none is required.
+pub(crate) async fn config(name: &str) -> Option<KafkaConfig> {
+    let address = tokio::task::spawn_blocking(|| BROKER.clone());
+    let address = address.await.unwrap()?;
+    let namespace = format!("t{}-{name}", std::process::id());
+    Some(KafkaConfig::new(address).namespace(Namespace::new(namespace).unwrap()))
+}
+
+/// What other programs of the same brokers use.
+pub(crate) fn native(transport: &KafkaTransport) -> &KafkaNative {
+    let native = transport.native();
+    native
+        .and_then(|n| n.downcast_ref::<KafkaNative>())
+        .unwrap()
+}
+
 /// One test's part of the broker.
 pub(crate) struct Bench {
     pub(crate) transport: KafkaTransport,
@@ -58,18 +78,10 @@ pub(crate) struct Bench {
 impl Bench {
     /// With a topic of one partition; `None` where there is no broker and none is required.
     pub(crate) async fn new(name: &str, settings: &[(&str, &str)]) -> Option<Self> {
-        let address = tokio::task::spawn_blocking(|| BROKER.clone());
-        let address = address.await.unwrap()?;
-        let namespace = format!("t{}-{name}", std::process::id());
-        let config = KafkaConfig::new(address)
-            .namespace(Namespace::new(namespace).unwrap())
-            .session_timeout(Duration::from_secs(2));
+        let config = config(name).await?.session_timeout(Duration::from_secs(2));
         let transport = KafkaTransport::connect(config).await.unwrap();
         let (topic, group) = (Topic::new("t").unwrap(), Group::new("g").unwrap());
-        let native = transport.native();
-        let native = native
-            .and_then(|n| n.downcast_ref::<KafkaNative>())
-            .unwrap();
+        let native = native(&transport);
         let (topic_name, group_name) = (native.topic(&topic), native.group(&topic, &group));
         let client = native.client();
         let admin: AdminClient<DefaultClientContext> = client.create().unwrap();
@@ -151,7 +163,7 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    fn of(source: Source) -> Self {
+    pub(crate) fn of(source: Source) -> Self {
         let Source { fetch, settle } = source;
         Self {
             fetch,
@@ -207,9 +219,13 @@ impl Member {
     }
 
     pub(crate) async fn settle(&self, token: Token, outcome: Outcome) {
-        let settled = self.settle.settle(vec![(token, outcome)]).await;
-        let settled = settled.into_iter().next().unwrap();
-        assert_eq!(settled.unwrap(), Settled::Done);
+        self.settle_all(vec![(token, outcome)]).await;
+    }
+
+    pub(crate) async fn settle_all(&self, batch: Vec<(Token, Outcome)>) {
+        for settled in self.settle.settle(batch).await {
+            assert_eq!(settled.unwrap(), Settled::Done);
+        }
     }
 
     pub(crate) async fn close(self) {
