@@ -1,6 +1,9 @@
 //! What has to be done for a member beside reading and committing: partitions that come and go, logs
 //! that are not where they were, topics that are gone, and the end.
 
+mod end;
+mod places;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,19 +14,14 @@ use rdkafka::message::Message as _;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::commit::{AGAIN, Done, commit};
-use crate::consumer::{self, Change, Consumer, Standing, list};
+use crate::consumer::{self, Change, Consumer, list};
 use crate::fetch;
-use crate::mark::Mark;
-use crate::member::{Member, State, now};
+use crate::member::{Member, now};
 use crate::record::Raw;
-use crate::tracker::Tracker;
 
 /// How long the keeper waits at most before it asks the client whether there is anything: a wake-up of
 /// the client may be lost (rdkafka issue 665).
 const AT_LEAST: Duration = Duration::from_millis(500);
-
-/// How often it is looked whether partitions stand still.
-const STALL: Duration = Duration::from_secs(5);
 
 /// Partitions that are to be given up, and by when.
 #[derive(Debug)]
@@ -41,6 +39,7 @@ pub(crate) async fn run(member: Arc<Member>) {
         leaving: Vec::new(),
         subscribed: true,
         quits: false,
+        joined: false,
         fresh: Vec::new(),
         places: Vec::new(),
         looked: Instant::now(),
@@ -68,6 +67,8 @@ struct Keeper {
     subscribed: bool,
     /// It is about to leave it by itself.
     quits: bool,
+    /// The group has let it in.
+    joined: bool,
     /// Partitions of which the client has said, since they were taken over, that it had come to nothing
     /// yet: what it says from then on is of this time, and not of an earlier one.
     fresh: Vec<i32>,
@@ -96,7 +97,10 @@ impl Keeper {
         }
         while let Some(change) = consumer.context().next_change() {
             match change {
-                Change::Assigned(partitions) => self.take_over(&consumer, partitions).await,
+                Change::Assigned(partitions) => {
+                    self.joined = true;
+                    self.take_over(&consumer, partitions).await;
+                }
                 Change::Revoked(partitions) => self.revoke(&consumer, partitions),
             }
         }
@@ -126,43 +130,6 @@ impl Keeper {
         } else if elsewhere || std::mem::take(&mut self.astray) {
             // What happened is told when it is known where the group stands.
             self.begin_anew(None).await;
-        }
-    }
-
-    /// Asks how far the client has come in partitions in which nothing is open. Marks of transactions, and
-    /// records that were taken back, stand at the end of a log like records that wait, and are gone one
-    /// day like records that were lost.
-    ///
-    /// Whatever the client has handed out by now has been kept here, or is with the fetch that took it,
-    /// which keeps it before it takes note of this.
-    async fn pass(&mut self, consumer: &Arc<Consumer>) {
-        if self.passed.is_some_and(|at| at.elapsed() < AT_LEAST) {
-            return;
-        }
-        let idle = lock(&self.member.state).share.idle();
-        if idle.is_empty() {
-            return;
-        }
-        self.passed = Some(Instant::now());
-        let asked = self.member.blocking(consumer, consumer::positions).await;
-        let Some(Ok(positions)) = asked else {
-            return;
-        };
-        let mut state = lock(&self.member.state);
-        for (partition, position) in positions {
-            match position {
-                None if !self.fresh.contains(&partition) => self.fresh.push(partition),
-                Some(position)
-                    if self.fresh.contains(&partition)
-                        && idle
-                            .iter()
-                            .any(|(p, next)| *p == partition && *next < position) =>
-                {
-                    state.passed.push((partition, position));
-                    self.member.arrived.notify_one();
-                }
-                _ => {}
-            }
         }
     }
 
@@ -273,28 +240,6 @@ impl Keeper {
         member.arrived.notify_one();
     }
 
-    /// What is known of a partition that is taken over.
-    fn restore<T>(&self, state: &mut State, standing: &Standing) -> Tracker<T> {
-        let (low, high) = (standing.low, standing.high);
-        let Some((position, metadata)) = &standing.committed else {
-            return Tracker::restored(low, None, high);
-        };
-        if *position > high {
-            self.member.gap(state, BEFORE, None);
-            return Tracker::restored(low, None, high);
-        }
-        // What nobody can read was refused before.
-        let mark = Mark::decode(metadata).ok().flatten();
-        let mut tracker = Tracker::restored(*position, mark.as_ref(), high);
-        if *position < low {
-            let lost = tracker.skip_to(low);
-            if lost > 0 {
-                self.member.gap(state, TRIMMED, Some(lost));
-            }
-        }
-        tracker
-    }
-
     /// Partitions are to be somebody else's.
     fn revoke(&mut self, consumer: &Consumer, partitions: Vec<i32>) {
         let member = &self.member;
@@ -304,6 +249,8 @@ impl Keeper {
         }
         let config = &member.shared.asker.config;
         let notice = match self.subscribed {
+            // Nobody hears any more that leases are cut short: they are not.
+            true if member.closing.is_cancelled() => lock(&member.state).share.lease(),
             true => config.revocation_notice,
             // The client keeps its session no longer.
             false => config.revocation_notice.min(config.session_timeout / 4),
@@ -426,116 +373,12 @@ impl Keeper {
                 .member
                 .blocking(consumer, move |consumer| consumer.subscribe(&[&topic]));
             match joined.await {
-                Some(Ok(())) => self.subscribed = true,
+                Some(Ok(())) => {
+                    self.subscribed = true;
+                    self.joined = false;
+                }
                 other => tracing::debug!(?other, "joining again is tried later"),
             }
-        }
-    }
-
-    /// The log of partitions may not hold what was to be read next; true when it is another log, in which
-    /// what is held means nothing.
-    async fn find_place(&mut self, consumer: &Arc<Consumer>, mut partitions: Vec<i32>) -> bool {
-        let member = self.member.clone();
-        partitions.sort_unstable();
-        partitions.dedup();
-        // Before it is asked how far the log reaches: it is read meanwhile.
-        let places: Vec<(i32, u64)> = {
-            let state = lock(&member.state);
-            let place = |p: &i32| state.share.next(*p).map(|next| (*p, next));
-            partitions.iter().filter_map(place).collect()
-        };
-        let partitions: Vec<i32> = places.iter().map(|(p, _)| *p).collect();
-        if partitions.is_empty() {
-            return false;
-        }
-        let asked = member
-            .standings("fetch", consumer, partitions.clone())
-            .await;
-        let Ok(standings) = asked else {
-            // Asked again with the next round.
-            lock(&member.state).lost_place.extend(partitions);
-            return false;
-        };
-        let place = |partition| places.iter().find(|(p, _)| *p == partition);
-        if standings
-            .iter()
-            .any(|s| place(s.partition).is_some_and(|(_, next)| *next > s.high))
-        {
-            return true;
-        }
-        for standing in standings {
-            let from = {
-                let mut state = lock(&member.state);
-                let Some(next) = state.share.next(standing.partition) else {
-                    continue;
-                };
-                if next < standing.low {
-                    let lost = state.share.skip_to(standing.partition, standing.low);
-                    if lost > 0 {
-                        member.gap(&mut state, TRIMMED, Some(lost));
-                    }
-                }
-                next.max(standing.low)
-            };
-            let topic = member.topic_name.clone();
-            let moved = member.blocking(consumer, move |consumer| {
-                consumer.seek(
-                    &topic,
-                    standing.partition,
-                    rdkafka::Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX)),
-                    Duration::from_secs(1),
-                )
-            });
-            if let Some(Err(error)) = moved.await {
-                tracing::debug!(%error, "reading on elsewhere is tried again");
-                lock(&member.state).lost_place.push(standing.partition);
-            }
-        }
-        member.dirty.notify_one();
-        member.arrived.notify_one();
-        false
-    }
-
-    /// Looks, now and then, whether partitions of which nothing comes have nothing: the client says only
-    /// once that a log does not hold what it was to read next, and forgets it when partitions change hands.
-    async fn look_for_stalls(&mut self, consumer: &Arc<Consumer>) {
-        if self.looked.elapsed() < STALL {
-            return;
-        }
-        self.looked = Instant::now();
-        let places: Vec<(i32, u64)> = {
-            let state = lock(&self.member.state);
-            // Whoever wants nothing, or has not handed out what it read, reads nothing.
-            if !state.wants || state.share.ready() > 0 {
-                self.places.clear();
-                return;
-            }
-            let share = &state.share;
-            let owned = share.partitions().into_iter();
-            owned
-                .filter(|p| share.room(*p) > 0)
-                .filter_map(|p| share.next(p).map(|next| (p, next)))
-                .collect()
-        };
-        let before = std::mem::replace(&mut self.places, places);
-        let still = |place: &&(i32, u64)| before.contains(place);
-        let still: Vec<(i32, u64)> = self.places.iter().filter(still).copied().collect();
-        if still.is_empty() {
-            return;
-        }
-        let partitions = still.iter().map(|(p, _)| *p).collect();
-        let asked = self.member.standings("fetch", consumer, partitions).await;
-        let Ok(standings) = asked else {
-            return;
-        };
-        let stalls = standings.iter().filter(|s| {
-            let place = still.iter().find(|(p, _)| *p == s.partition);
-            place.is_some_and(|(_, next)| *next < s.low || *next > s.high)
-        });
-        let mut state = lock(&self.member.state);
-        state.lost_place.extend(stalls.map(|s| s.partition));
-        if !state.lost_place.is_empty() {
-            self.member.events.notify_one();
         }
     }
 
@@ -591,7 +434,10 @@ impl Keeper {
         self.leaving.clear();
         member.dismiss().await;
         let mut wait = Wait::new();
-        while let Err(error) = member.join("fetch", StartFrom::Earliest).await {
+        while let Err(error) = member
+            .join("fetch", StartFrom::Earliest, &member.closing)
+            .await
+        {
             member.dismiss().await;
             tracing::debug!(%error, "the topic is made again later");
             if !error.is_retryable() {
@@ -605,70 +451,10 @@ impl Keeper {
         }
         self.subscribed = true;
         self.quits = false;
-    }
-
-    /// Waits until nothing is held, commits that everything is given up, and lets the client go.
-    async fn end(mut self) {
-        let member = self.member.clone();
-        loop {
-            {
-                let mut state = lock(&member.state);
-                state.share.advance(now());
-                if state.share.live() == 0 {
-                    break;
-                }
-            }
-            if let Some(consumer) = self.consumer() {
-                // The client is not to think that nobody is there any more.
-                self.listen(&consumer);
-                while let Some(change) = consumer.context().next_change() {
-                    match change {
-                        // Nothing is taken any more, and the group is not to wait for an answer.
-                        Change::Assigned(_) => consumer::answer(&consumer, &member.topic_name),
-                        Change::Revoked(partitions) => self.revoke(&consumer, partitions),
-                    }
-                }
-                self.give_up(&consumer).await;
-            }
-            let soon = Instant::now() + AT_LEAST;
-            let next = lock(&member.state)
-                .share
-                .next_due()
-                .map_or(soon, |at| at.min(soon));
-            tokio::select! {
-                () = member.events.notified() => {}
-                () = sleep_until(next) => {}
-                () = member.force.cancelled() => {
-                    lock(&member.state).share.return_all(now());
-                    break;
-                }
-            }
-        }
-        let owned = lock(&member.state).share.partitions();
-        let limit = Instant::now() + member.shared.asker.config.response_timeout;
-        let leaving = async {
-            while !owned.is_empty()
-                && commit(&member, Some(&owned)).await == Done::Later
-                && Instant::now() < limit
-            {
-                sleep(AGAIN).await;
-            }
-        };
-        tokio::select! {
-            () = leaving => {}
-            () = async {
-                member.force.cancelled().await;
-                sleep(AT_LEAST).await;
-            } => {}
-        }
-        forget(&member, &owned);
-        member.dismiss().await;
-        member.closed.cancel();
+        self.joined = false;
     }
 }
 
-const TRIMMED: &str = "entries were deleted or trimmed before this group had settled them";
-const BEFORE: &str = "the log ends before the place where the group stood: the topic was made again, or the broker lost data";
 const DELETED: &str = "the topic was deleted; this group begins with what is there now";
 
 /// Forgets partitions: what is held of them is lost, and who waits for commits is told.

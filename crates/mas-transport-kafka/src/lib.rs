@@ -23,12 +23,12 @@
 //!   topic that was deleted, are told by a gap event. A group that somebody deletes while it has no
 //!   members begins anew, like one that never was.
 //!
-//! What is not steady yet, for which the suite runs on Kafka only when it is asked to
-//! (`scripts/test --kafka`): while members come and go every second, a group makes little progress, because
-//! each step of a rebalance takes a second (`G3_members_come_and_go_under_load` does not end in its time);
-//! and a message that nobody was handed may come first as its second attempt after a rebalance in which no
-//! member died (`G3_processes_come_and_go_without_loss`, now and then). Longer delays by retry topics are
-//! not there, and KIP-848 is untested.
+//! - **Members that come and go**: each step of a rebalance takes up to a second, because a client joins
+//!   its group once a second at most, and a partition that changes hands takes two. Confirmations of
+//!   settlements wait meanwhile, and nothing is read from the partitions of a member that gives one of
+//!   them up. A group whose members change more often than that makes no progress.
+//!
+//! Longer delays by retry topics are not there.
 //!
 //! What surprised, with librdkafka 2.12.1 and Kafka 4.3:
 //!
@@ -40,6 +40,10 @@
 //!   members have: commits stand behind it for a second or more while partitions change hands.
 //! - A member that lost its partitions and has joined again can commit them all the same: brokers do not
 //!   ask whose a partition is.
+//! - A client that unsubscribes sends no heartbeats while it waits for its partitions to be given up: what
+//!   is committed after its session is refused. A member gives up its share before it does.
+//! - A member that leaves before the group has answered its request to join is not heard, and the others
+//!   wait until its session has ended. A member that is closed waits for that answer.
 //! - A poll without waiting hears one event at most, and answers as if there had been none.
 //! - Kafka refuses a topic whose name differs from another one's in nothing but `.` and `_`.
 #![deny(

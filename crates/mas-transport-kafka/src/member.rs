@@ -139,7 +139,10 @@ impl Member {
             topic,
             group,
         });
-        // A task of its own, so that a dropped call is not half done.
+        // A task of its own, so that a dropped call is not half done; only a group that nobody waits to join
+        // is not joined.
+        let unwanted = CancellationToken::new();
+        let _guard = unwanted.clone().drop_guard();
         let joining = {
             let member = member.clone();
             let start = subscription.get_start();
@@ -147,7 +150,7 @@ impl Member {
                 .shared
                 .tasks
                 .clone()
-                .spawn(async move { member.join("subscribe", start).await })
+                .spawn(async move { member.join("subscribe", start, &unwanted).await })
         };
         let joined = joining
             .await
@@ -232,8 +235,13 @@ impl Member {
         done.await.ok_or(None)?.map_err(Some)
     }
 
-    /// Finds or makes topic and group, and begins to take part.
-    pub(crate) async fn join(&self, operation: &'static str, start: StartFrom) -> Result<()> {
+    /// Finds or makes topic and group, and begins to take part, unless that is not wanted any more by then.
+    pub(crate) async fn join(
+        &self,
+        operation: &'static str,
+        start: StartFrom,
+        unwanted: &CancellationToken,
+    ) -> Result<()> {
         let since = Instant::now();
         let known = self.shared.topics.reach(operation, &self.topic).await?;
         let config = &self.shared.asker.config;
@@ -261,7 +269,7 @@ impl Member {
                 asked => asked?,
             };
             match &ends {
-                None if standings.iter().any(|s| s.committed.is_none()) => {
+                None if standings.iter().all(|s| s.committed.is_none()) => {
                     ends = Some(standings.iter().map(|s| s.high).collect());
                     continue;
                 }
@@ -306,6 +314,9 @@ impl Member {
                     sleep(wait.next()).await;
                 }
             }
+        }
+        if unwanted.is_cancelled() {
+            return Err(Error::closed(operation).on(BACKEND));
         }
         let topic = self.topic_name.clone();
         let subscribed = self.blocking(&consumer, move |consumer| consumer.subscribe(&[&topic]));
@@ -368,12 +379,13 @@ impl Member {
             notes: Vec::new(),
         };
         let metadata = mark.encode().unwrap_or_default();
-        let missing = standings.iter().filter(|s| s.committed.is_none());
-        Ok(missing
+        // A partition that was added to a topic is read from its beginning, whether or not that was
+        // committed; and a group that has members refuses it of anybody else.
+        let each = standings.iter().filter(|_| is_new);
+        Ok(each
             .map(|standing| {
-                // One that was added to a topic is read from its beginning.
                 let from = match start {
-                    StartFrom::Latest if is_new => standing.high,
+                    StartFrom::Latest => standing.high,
                     _ => standing.low,
                 };
                 (standing.partition, from, metadata.clone())
