@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::BACKEND;
-use crate::client::Trouble;
+use crate::client::{self, Trouble};
 use crate::consumer::{self, Standing};
 use crate::error;
 use crate::health;
@@ -42,21 +42,27 @@ impl KafkaAdmin {
             shared.topics.keys.topic(topic),
             shared.topics.keys.group(topic, group),
         );
+        let (topic, group) = (topic.clone(), group.clone());
         let asked = tokio::task::spawn_blocking(move || {
             let since = Instant::now();
             let config = &shared.asker.config;
+            let trouble = Arc::<Trouble>::default();
             let consumer = consumer::make(
                 config,
                 &group_name,
-                Arc::<Trouble>::default(),
+                trouble.clone(),
                 Arc::<Notify>::default(),
             )
             .map_err(|e| error::told("lag", e))?;
             consumer.context().close();
             let partitions: Vec<i32> = (0..partitions).collect();
             let within = config.response_timeout;
-            consumer::standings(&consumer, &topic_name, &partitions, within)
-                .map_err(|e| shared.asker.explain("lag", since, e))
+            consumer::standings(&consumer, &topic_name, &partitions, within).map_err(|e| {
+                // By what this client has told: the one that publishes may have troubles of its own.
+                client::explain(config, &trouble, "lag", since, e)
+                    .with("topic", topic)
+                    .with("group", group)
+            })
         });
         asked
             .await

@@ -237,7 +237,7 @@ impl Drop for Asker {
 }
 
 fn make_producer(config: &KafkaConfig, trouble: Arc<Trouble>) -> Result<Producer> {
-    Producer::from_config_and_context(&publish::settings(config), Delivered(trouble))
+    Producer::from_config_and_context(&publish::settings(config), Delivered::new(trouble))
         .map_err(|e| error::told("connect", e))
 }
 

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use crate::client::{self, Trouble};
 use crate::config::{GroupProtocol, KafkaConfig, prefer};
+use crate::error;
 use crate::topics::LARGEST_LETTER;
 
 /// The client of a member.
@@ -43,6 +44,8 @@ pub(crate) struct Watch {
     closing: AtomicBool,
     /// How many things were told.
     heard: AtomicU64,
+    /// It was given partitions, or asked for them: what it reads and tells is the keeper's to hear.
+    takes_part: AtomicBool,
     /// The change that the client waits for an answer to; it does not close before it has one.
     owed: Mutex<Option<Change>>,
 }
@@ -54,6 +57,7 @@ impl Watch {
             changes: Mutex::default(),
             closing: AtomicBool::new(false),
             heard: AtomicU64::new(0),
+            takes_part: AtomicBool::new(false),
             owed: Mutex::default(),
         }
     }
@@ -106,6 +110,7 @@ impl ConsumerContext for Watch {
         partitions: &mut TopicPartitionList,
     ) {
         self.hears();
+        self.takes_part.store(true, Ordering::Release);
         let assigned = told == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         let numbers = || {
             partitions
@@ -208,6 +213,49 @@ pub(crate) struct Standing {
     pub(crate) high: u64,
 }
 
+/// How long a client that takes no part waits at first, before it hears whether it was refused.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+
+/// Asks what a group has committed. A client that is refused its group goes on looking for who keeps it, and
+/// says that it was only to who polls it; until it takes part in the group that is nobody.
+fn committed(
+    consumer: &Consumer,
+    asked: TopicPartitionList,
+    within: Duration,
+) -> KafkaResult<TopicPartitionList> {
+    let takes_part = consumer.context().takes_part.load(Ordering::Acquire)
+        || consumer.subscription().map_or(true, |of| of.count() > 0);
+    if takes_part {
+        return consumer.committed_offsets(asked, within);
+    }
+    let first = FIRST_LOOK.min(within);
+    let again = asked.clone();
+    let answer = match consumer.committed_offsets(asked, first) {
+        Err(told) if error::code(&told) == Some(Code::OperationTimedOut) && first < within => {
+            match refusal(consumer) {
+                Some(refused) => return Err(refused),
+                None => consumer.committed_offsets(again, within - first),
+            }
+        }
+        answer => answer,
+    };
+    answer.map_err(|told| refusal(consumer).unwrap_or(told))
+}
+
+/// What the client was refused, of what it has to tell; the rest goes to its context.
+fn refusal(consumer: &Consumer) -> Option<KafkaError> {
+    loop {
+        let heard = consumer.context().heard();
+        match consumer.poll(Duration::ZERO) {
+            None if consumer.context().heard() == heard => return None,
+            Some(Err(told)) if error::code(&told).is_some_and(error::is_refusal) => {
+                return Some(told);
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Asks where a group stands. Blocks.
 pub(crate) fn standings(
     consumer: &Consumer,
@@ -219,7 +267,7 @@ pub(crate) fn standings(
     for partition in partitions {
         asked.add_partition(topic, *partition);
     }
-    let committed = consumer.committed_offsets(asked, within)?;
+    let committed = committed(consumer, asked, within)?;
     let mut standings = Vec::with_capacity(partitions.len());
     for element in committed.elements() {
         element.error()?;

@@ -166,7 +166,8 @@ pub(crate) fn meaning(code: Code) -> (ErrorKind, &'static str) {
         ),
         Code::ClusterAuthorizationFailed => (
             ErrorKind::Unauthorized,
-            "the user lacks a permission for the cluster: IDEMPOTENT_WRITE or CREATE",
+            "the user lacks a permission for the cluster: CREATE to make topics, IDEMPOTENT_WRITE to publish \
+             where WRITE for a topic is not enough (brokers before 2.8)",
         ),
         Code::IllegalGeneration
         | Code::UnknownMemberId
@@ -184,6 +185,14 @@ pub(crate) fn meaning(code: Code) -> (ErrorKind, &'static str) {
         ),
         _ => (ErrorKind::Broker, "the broker refused the request"),
     }
+}
+
+/// Whether a code says that the user lacks a permission for a topic or a group.
+pub(crate) fn is_refusal(code: Code) -> bool {
+    matches!(
+        code,
+        Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed
+    )
 }
 
 /// Whether a code says that there is no such topic.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -42,7 +43,31 @@ pub(crate) type Producer = ThreadedProducer<Delivered>;
 
 /// Hears what became of messages.
 #[derive(Debug, Default)]
-pub(crate) struct Delivered(pub(crate) Arc<Trouble>);
+pub(crate) struct Delivered {
+    trouble: Arc<Trouble>,
+    /// The brokers gave this client no producer id.
+    refused: AtomicBool,
+}
+
+impl Delivered {
+    pub(crate) fn new(trouble: Arc<Trouble>) -> Self {
+        Self {
+            trouble,
+            refused: AtomicBool::new(false),
+        }
+    }
+
+    /// Why a message was given up. A client that gets no producer id has broken for good, and tells of its
+    /// messages only that it purged them: it says before why.
+    fn cause(&self, told: &KafkaError) -> KafkaError {
+        match error::code(told) {
+            Some(Code::PurgeQueue) if self.refused.load(Ordering::Acquire) => {
+                KafkaError::MessageProduction(Code::ClusterAuthorizationFailed)
+            }
+            _ => told.clone(),
+        }
+    }
+}
 
 impl ClientContext for Delivered {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -50,7 +75,14 @@ impl ClientContext for Delivered {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.told(&error, reason);
+        // It explains nothing that is asked of this client, which answers all the same: many may read and
+        // not write.
+        if error::code(&error) == Some(Code::ClusterAuthorizationFailed) {
+            tracing::debug!(reason, "a client may not publish");
+            self.refused.store(true, Ordering::Release);
+            return;
+        }
+        self.trouble.told(&error, reason);
     }
 }
 
@@ -71,7 +103,7 @@ impl ProducerContext<NoCustomPartitioner> for Delivered {
                 durability: place.durability,
                 duplicate: false,
             }),
-            Err((told, _)) => Err(told.clone()),
+            Err((told, _)) => Err(self.cause(told)),
         };
         place.batch.outcomes.put(place.at, outcome);
     }
@@ -207,7 +239,8 @@ pub(crate) async fn hand_over(
             };
             match producer.send(record) {
                 Ok(()) => break,
-                Err((KafkaError::MessageProduction(Code::QueueFull), again))
+                // One that has just broken takes nothing; the next one does.
+                Err((KafkaError::MessageProduction(Code::QueueFull | Code::Fatal), again))
                     if Instant::now() < deadline =>
                 {
                     record = again;
@@ -280,6 +313,13 @@ fn failed(operation: &'static str, told: KafkaError) -> Fate {
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
             Fate::Gone
         }
+        // It stands for a producer id that was refused, without which nothing is sent. A client asks for one
+        // once: of what was sent with one it never says this.
+        Some(Code::ClusterAuthorizationFailed) => {
+            let why = "the user may not publish: it lacks WRITE for the topic, or on brokers before 2.8 \
+                       IDEMPOTENT_WRITE for the cluster";
+            Fate::Failed(error::error(ErrorKind::Unauthorized, operation, why).because(told))
+        }
         _ => {
             let error = error::told(operation, told);
             let certain = matches!(
@@ -288,7 +328,10 @@ fn failed(operation: &'static str, told: KafkaError) -> Fate {
                     | ErrorKind::Unauthorized
                     | ErrorKind::InvalidArgument
                     | ErrorKind::Unsupported
-            ) || matches!(code, Some(Code::QueueFull | Code::NotEnoughReplicas));
+            ) || matches!(
+                code,
+                Some(Code::QueueFull | Code::Fatal | Code::NotEnoughReplicas)
+            );
             Fate::Failed(if certain { error } else { error.maybe_stored() })
         }
     }
@@ -501,5 +544,75 @@ impl Run {
     fn finish(&mut self) -> Vec<Result<Receipt>> {
         let each = |outcome: Option<_>| outcome.unwrap_or_else(|| Err(late("publish")));
         self.outcomes.drain(..).map(each).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mas_transport_core::Stored;
+
+    use super::*;
+
+    const NO_ID: KafkaError = KafkaError::Global(Code::ClusterAuthorizationFailed);
+    const WHY: &str = "Failed to acquire idempotence PID from broker localhost:9092/1";
+    const PURGED: KafkaError = KafkaError::MessageProduction(Code::PurgeQueue);
+
+    fn error_of(told: KafkaError) -> Error {
+        match failed("publish", told) {
+            Fate::Failed(error) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_client_without_a_producer_id_purges_was_refused_and_never_sent() {
+        let delivered = Delivered::default();
+        delivered.error(NO_ID, WHY);
+        let error = error_of(delivered.cause(&PURGED));
+        assert_eq!(error.kind(), ErrorKind::Unauthorized);
+        assert_eq!(error.stored(), Stored::No);
+        for word in ["WRITE for the topic", "IDEMPOTENT_WRITE for the cluster"] {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        // What a broker answered stays what it is.
+        let other = KafkaError::MessageProduction(Code::TopicAuthorizationFailed);
+        assert_eq!(delivered.cause(&other), other);
+    }
+
+    #[test]
+    fn what_another_client_purges_may_have_been_sent() {
+        let delivered = Delivered::default();
+        // Nobody, or a broker that has other sequence numbers.
+        for broken in [None, Some(Code::OutOfOrderSequenceNumber)] {
+            if let Some(code) = broken {
+                delivered.error(KafkaError::Global(code), "ProduceRequest for t [0] failed");
+            }
+            let error = error_of(delivered.cause(&PURGED));
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+            assert_eq!(error.stored(), Stored::Unknown);
+        }
+    }
+
+    #[test]
+    fn that_a_client_may_not_publish_explains_no_other_request() {
+        let trouble = Arc::<Trouble>::default();
+        let delivered = Delivered::new(trouble.clone());
+        let since = Instant::now();
+        delivered.error(NO_ID, WHY);
+        let late = || KafkaError::MetadataFetch(Code::OperationTimedOut);
+        let explained = || {
+            client::explain(
+                &KafkaConfig::new("localhost:9092"),
+                &trouble,
+                "lag",
+                since,
+                late(),
+            )
+        };
+        let error = explained();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert!(!error.to_string().contains("authorization"), "{error}");
+        delivered.error(KafkaError::Global(Code::Authentication), "wrong password");
+        assert_eq!(explained().kind(), ErrorKind::Unauthorized);
     }
 }
