@@ -4,6 +4,7 @@
 //! cargo bench -p benches                    # the figures
 //! cargo bench -p benches -- --quick         # whether it runs
 //! cargo bench -p benches -- --only memory
+//! cargo run -p benches --release --features kafka -- --only kafka
 //! cargo run -p benches --release -- --out docs/benchmarks    # the page of the documentation
 //! ```
 //!
@@ -18,8 +19,14 @@
 //! - NATS: async-nats on one connection, `publish_with_headers` in batches of 100 and in a window of
 //!   1,000, and a stream of pulls of 1,000 with an ack for each that nothing confirms.
 //!
-//! The servers are those that `TEST_REDIS_URL` or `REDIS_ADDR` and `TEST_NATS_URL` or `NATS_URL`
-//! name, or started for the run.
+//! - Kafka, with the feature `kafka`: rdkafka with the settings of ours. A `FutureProducer` with
+//!   `acks=all` and idempotence: 64 tasks that await `send`, `send_result` in batches of 100 and in a
+//!   window of 1,000, each delivery awaited. A `BaseConsumer` that detaches what it reads and commits
+//!   every 500 messages, of which nothing confirms but the last one. Reading is measured from the first
+//!   delivery on: joining a group takes longer than the rest.
+//!
+//! The servers are those that `TEST_REDIS_URL` or `REDIS_ADDR`, `TEST_NATS_URL` or `NATS_URL` and
+//! `TEST_KAFKA_BROKERS` or `KAFKA_BROKERS` name, or started for the run.
 
 mod chart;
 mod memory;
@@ -38,7 +45,7 @@ use clap::{Parser, ValueEnum};
 
 use ours::{Ours, Way};
 use report::{Figure, Report};
-use target::Target;
+use target::{Reading, Target};
 
 /// Bytes of every payload.
 pub(crate) const PAYLOAD: usize = 256;
@@ -79,6 +86,7 @@ enum Only {
     Memory,
     Redis,
     Nats,
+    Kafka,
 }
 
 /// What has a raw client to be measured by.
@@ -86,6 +94,7 @@ enum Only {
 pub(crate) enum Broker {
     Redis,
     Nats,
+    Kafka,
 }
 
 /// How much is done in one round.
@@ -155,7 +164,11 @@ async fn run(args: &Args) -> Result<Report> {
     let wants = |backend| args.only.is_none_or(|only| only == backend);
     // First, so that what is not there is told before anything is measured.
     let mut targets = Vec::new();
-    for (only, broker) in [(Only::Redis, Broker::Redis), (Only::Nats, Broker::Nats)] {
+    for (only, broker) in [
+        (Only::Redis, Broker::Redis),
+        (Only::Nats, Broker::Nats),
+        (Only::Kafka, Broker::Kafka),
+    ] {
         if !wants(only) {
             continue;
         }
@@ -181,14 +194,15 @@ async fn run(args: &Args) -> Result<Report> {
 /// The workloads on a broker, each beside its raw counterpart.
 async fn compare(mut target: Target, size: Size, filter: &str, report: &mut Report) -> Result<()> {
     let (name, asked, raw) = (target.name, target.asked, &mut target.raw);
-    let ours = Ours::new(target.bus.clone());
+    let reading = target.reading;
+    let ours = Ours::new(target.bus.clone(), reading);
     report.server(ours.server());
     for &(workload, way) in ours::PUBLISH.iter().filter(|(w, _)| w.contains(filter)) {
         let least = match way {
             Way::Tasks(_) => asked.tasks,
-            Way::Batches(_) | Way::Window(_) => asked.pipelined,
+            Way::Batches(_) | Way::Window(_) => Some(asked.pipelined),
         };
-        let mut figure = Figure::new(name, workload, Some(least));
+        let mut figure = Figure::new(name, workload, least);
         for _ in 0..size.rounds {
             let theirs = raw.publish(way, size.messages).await?;
             let mine = ours.publish(way, size.messages).await?;
@@ -198,9 +212,13 @@ async fn compare(mut target: Target, size: Size, filter: &str, report: &mut Repo
     }
     if ours::CONSUME.contains(filter) {
         let mut figure = Figure::new(name, ours::CONSUME, Some(asked.consume));
+        let messages = match reading {
+            Reading::All => size.messages,
+            Reading::Joined(more) => size.messages * more,
+        };
         for _ in 0..size.rounds {
-            let theirs = raw.consume(size.messages).await?;
-            let mine = ours.consume(size.messages).await?;
+            let theirs = raw.consume(messages).await?;
+            let mine = ours.consume(messages).await?;
             figure.round(mine, Some(theirs));
         }
         report.add(figure);

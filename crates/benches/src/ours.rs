@@ -10,6 +10,7 @@ use futures::future::try_join_all;
 use mas_transport::{Bus, Message, Subscription, Topic};
 
 use crate::meter::{Meter, Sample};
+use crate::target::Reading;
 use crate::{PAYLOAD, Result};
 
 const GROUP: &str = "bench";
@@ -45,15 +46,17 @@ pub(crate) const PUBLISH: &[(&str, Way)] = &[
 pub(crate) struct Ours {
     bus: Bus,
     payload: Bytes,
+    reading: Reading,
     topics: AtomicUsize,
 }
 
 impl Ours {
     /// Ours on this bus.
-    pub(crate) fn new(bus: Bus) -> Self {
+    pub(crate) fn new(bus: Bus, reading: Reading) -> Self {
         Self {
             bus,
             payload: Bytes::from(vec![b'x'; PAYLOAD]),
+            reading,
             topics: AtomicUsize::new(0),
         }
     }
@@ -66,6 +69,8 @@ impl Ours {
     /// Publishes.
     pub(crate) async fn publish(&self, way: Way, messages: usize) -> Result<Sample> {
         let topic = self.topic()?;
+        // Making the topic is not what is measured.
+        self.bus.publish(self.message(&topic)?).await?;
         let meter = Meter::start();
         self.fill(&topic, way, messages).await?;
         let sample = meter.stop(messages);
@@ -77,15 +82,19 @@ impl Ours {
     pub(crate) async fn consume(&self, messages: usize) -> Result<Sample> {
         let topic = self.topic()?;
         self.fill(&topic, Way::Window(1_000), messages).await?;
-        let meter = Meter::start();
+        let mut meter = Meter::start();
         let subscription = Subscription::new(topic.as_str())
             .group(GROUP)
             .prefetch(PREFETCH);
         let consumer = self.bus.subscribe(subscription).await?;
         let mut unconfirmed = VecDeque::with_capacity(UNCONFIRMED + TAKE);
-        let mut taken = 0;
+        let (mut taken, mut before) = (0, 0);
         while taken < messages {
             let batch = consumer.recv_batch(TAKE).await?;
+            if taken == 0 && matches!(self.reading, Reading::Joined(_)) {
+                meter = Meter::start();
+                before = batch.len();
+            }
             if batch.is_empty() {
                 return Err(format!("the consumer ended after {taken} deliveries").into());
             }
@@ -100,7 +109,7 @@ impl Ours {
         for settlement in unconfirmed {
             settlement.await?;
         }
-        let sample = meter.stop(messages);
+        let sample = meter.stop(messages - before);
         consumer
             .close(tokio::time::Instant::now() + Duration::from_secs(5))
             .await?;

@@ -34,6 +34,7 @@ pub(crate) fn write(report: &Report, run: Run<'_>, to: &Path) -> Result<()> {
     for (backend, file) in [
         ("redis", "redis.svg"),
         ("nats", "nats.svg"),
+        ("kafka", "kafka.svg"),
         ("memory", "memory.svg"),
     ] {
         if let Some(chart) = chart::rates(&rows, backend)? {
@@ -60,6 +61,11 @@ fn markdown(report: &Report, rows: &[Row], run: Run<'_>, pictures: &[(&str, &str
     let date = date.split('T').next().unwrap_or_default();
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let separator = if run.arguments.is_empty() { "" } else { " -- " };
+    let features = if cfg!(feature = "kafka") {
+        " --features kafka"
+    } else {
+        ""
+    };
     let mut page = format!(
         "# Benchmarks
 
@@ -69,7 +75,7 @@ the median over the rounds, of ours by theirs in the same round. `asked` is the 
 `--check` fails.
 
 ```console
-$ cargo run -p benches --release{separator}{}
+$ cargo run -p benches --release{features}{separator}{}
 ```
 
 | | |

@@ -74,3 +74,23 @@ fn redis() {
 fn nats() {
     on_a_broker("nats");
 }
+
+#[cfg(feature = "kafka")]
+#[test]
+fn kafka() {
+    on_a_broker("kafka");
+}
+
+#[cfg(not(feature = "kafka"))]
+#[test]
+fn a_build_without_kafka_says_so() {
+    let output = Command::new(env!("CARGO_BIN_EXE_benches"))
+        .args(["--quick", "--only", "kafka"])
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && errors.contains("--features kafka"),
+        "{errors}"
+    );
+}

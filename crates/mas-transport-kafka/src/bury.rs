@@ -79,7 +79,7 @@ async fn bury(member: &Arc<Member>, target: Topic, burials: Vec<&Burial>) -> Vec
             sent.push(burial);
         }
     }
-    let handed = hand_over(shared, letters, until).await;
+    let handed = hand_over(shared, letters.into_iter(), until).await;
     let fates = handed.fates("dead-letter", until).await;
     let mut settled = Vec::with_capacity(sent.len());
     for (burial, fate) in sent.into_iter().zip(fates) {

@@ -189,10 +189,11 @@ pub(crate) struct Letter {
     pub(crate) record: Outgoing,
 }
 
-/// Hands records to the client, in order, and returns what will become of them, one for one.
+/// Hands records to the client, in order, and returns what will become of them, one for one. Each is made
+/// as its turn comes: the client sends the first ones meanwhile.
 pub(crate) async fn hand_over(
     shared: &Arc<Shared>,
-    letters: Vec<(Letter, Known)>,
+    letters: impl ExactSizeIterator<Item = (Letter, Known)>,
     deadline: Instant,
 ) -> Handed {
     let count = letters.len();
@@ -209,7 +210,8 @@ pub(crate) async fn hand_over(
     });
     batch.outcomes.expect(count);
     let mut name: Option<(Topic, String)> = None;
-    for (at, (letter, known)) in letters.into_iter().enumerate() {
+    let mut producer = shared.asker.producer();
+    for (at, (letter, known)) in letters.enumerate() {
         let name = match &mut name {
             Some((topic, name)) if *topic == letter.topic => name,
             other => {
@@ -231,20 +233,23 @@ pub(crate) async fn hand_over(
             record = record.payload(value);
         }
         loop {
-            let Some(producer) = shared.asker.producer() else {
+            let Some(client) = &producer else {
                 record
                     .delivery_opaque
                     .refuse(KafkaError::MessageProduction(Code::DestroyBroker));
                 break;
             };
-            match producer.send(record) {
+            match client.send(record) {
                 Ok(()) => break,
                 // One that has just broken takes nothing; the next one does.
                 Err((KafkaError::MessageProduction(Code::QueueFull | Code::Fatal), again))
                     if Instant::now() < deadline =>
                 {
                     record = again;
+                    // Not held meanwhile: whoever drops the last one waits until the client is closed.
+                    drop(producer.take());
                     sleep(FULL).await;
+                    producer = shared.asker.producer();
                 }
                 Err((told, refused)) => {
                     refused.delivery_opaque.refuse(told);
@@ -432,19 +437,18 @@ impl Run {
         let open = self.prepare().await;
         let mut parts = Parts::new();
         let most = shared.asker.config.max_in_flight;
-        let mut open = open.into_iter().peekable();
-        while open.peek().is_some() {
-            let page: Vec<(usize, Known)> = open.by_ref().take(most).collect();
-            let places = page.iter().map(|(at, _)| *at).collect();
-            let letters = page.iter().filter_map(|(at, known)| {
-                let message = self.messages.get(*at)?;
+        let message = |(at, known)| Some((at, self.messages.get(at)?, known));
+        let open: Vec<(usize, &Message, Known)> = open.into_iter().filter_map(message).collect();
+        for page in open.chunks(most) {
+            let places = page.iter().map(|(at, ..)| *at).collect();
+            let letters = page.iter().map(|(_, message, known)| {
                 let letter = Letter {
                     topic: message.topic().clone(),
                     record: Outgoing::of(message),
                 };
-                Some((letter, *known))
+                (letter, *known)
             });
-            let handed = hand_over(&shared, letters.collect(), self.deadline).await;
+            let handed = hand_over(&shared, letters, self.deadline).await;
             parts.push((places, handed));
         }
         parts

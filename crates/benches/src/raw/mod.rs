@@ -1,6 +1,8 @@
 //! The yardsticks: the raw clients as their documentation shows them, with the same fields and
 //! payload.
 
+#[cfg(feature = "kafka")]
+mod kafka;
 mod nats;
 mod redis;
 
@@ -10,6 +12,8 @@ use crate::Result;
 use crate::meter::Sample;
 use crate::ours::Way;
 
+#[cfg(feature = "kafka")]
+pub(crate) use kafka::RawKafka;
 pub(crate) use nats::RawNats;
 pub(crate) use redis::RawRedis;
 
