@@ -220,6 +220,21 @@ impl Child {
         Ok(line.await?.transpose()?)
     }
 
+    /// Waits until it has joined its group.
+    ///
+    /// # Errors
+    /// When it fails before, or ends.
+    pub async fn joined(&mut self) -> Result<(), Failure> {
+        loop {
+            match self.line().await? {
+                Some(Line::Joined) => return Ok(()),
+                Some(Line::Failed(why)) => return Err(why.into()),
+                Some(_) => {}
+                None => return Err("the child has ended".into()),
+            }
+        }
+    }
+
     /// The next message that it was handed.
     ///
     /// # Errors

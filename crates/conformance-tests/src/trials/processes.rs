@@ -52,6 +52,10 @@ async fn processes_come_and_go_without_loss(ctx: Ctx) -> Verdict {
     let agent = ctx.agent().await?;
     let mut first = ctx.child(&subscription, Job::Ack)?;
     let mut second = ctx.child(&subscription, Job::Ack)?;
+    first.joined().await?;
+    second.joined().await?;
+    // Or one of them may have done all before the other gets its share.
+    tokio::time::sleep(ctx.timing().sharing).await;
     let count = 300;
     let messages = ctx.messages(&topic, count);
     let mut missing: BTreeSet<_> = messages.iter().map(|m| m.id().to_owned()).collect();
