@@ -111,6 +111,10 @@ fn advice(error: &Error, message: &str, choice: Choice) -> Option<String> {
              may use JetStream."
                 .to_owned()
         }
+        // It says what the brokers lack.
+        ("kafka", ErrorKind::Unavailable) if message.contains("no broker keeps the group") => {
+            return None;
+        }
         ("kafka", ErrorKind::Unavailable | ErrorKind::Timeout) => format!(
             "Start a Kafka broker there, or name others {}; clients go on to the addresses that brokers \
              tell of themselves (advertised.listeners).{memory}",
@@ -129,6 +133,13 @@ fn advice(error: &Error, message: &str, choice: Choice) -> Option<String> {
             "Set KAFKA_USERNAME and KAFKA_PASSWORD to a user that the brokers know, and \
              KAFKA_SASL_MECHANISM to one that they offer."
                 .to_owned()
+        }
+        (_, ErrorKind::Unsupported) => {
+            let feature = message.split("features = [\"").nth(1);
+            let feature = feature.and_then(|rest| rest.split('"').next())?;
+            format!(
+                "For mas itself that is: cargo install --locked --path crates/mas-cli --features {feature}"
+            )
         }
         _ => return None,
     };

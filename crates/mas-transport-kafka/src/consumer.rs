@@ -239,7 +239,14 @@ fn committed(
         }
         answer => answer,
     };
-    answer.map_err(|told| refusal(consumer).unwrap_or(told))
+    answer.map_err(|told| match (refusal(consumer), error::code(&told)) {
+        (Some(refused), _) => refused,
+        // It is the broker which keeps the group that was waited for.
+        (None, Some(Code::OperationTimedOut)) => {
+            KafkaError::OffsetFetch(Code::WaitingForCoordinator)
+        }
+        (None, _) => told,
+    })
 }
 
 /// What the client was refused, of what it has to tell; the rest goes to its context.

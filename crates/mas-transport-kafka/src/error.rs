@@ -40,7 +40,7 @@ pub(crate) fn meaning(code: Code) -> (ErrorKind, &'static str) {
     match code {
         Code::BrokerTransportFailure | Code::AllBrokersDown => (
             ErrorKind::Unavailable,
-            "the broker cannot be reached: is it running, and at this address?",
+            "the broker cannot be reached: is it running, and at this address? Does it want a user (KAFKA_USERNAME), or TLS (KAFKA_TLS)?",
         ),
         Code::Resolve => (
             ErrorKind::Unavailable,
@@ -55,7 +55,8 @@ pub(crate) fn meaning(code: Code) -> (ErrorKind, &'static str) {
         | Code::CoordinatorLoadInProgress
         | Code::NotCoordinator => (
             ErrorKind::Unavailable,
-            "the broker that keeps the group is not ready",
+            "no broker keeps the group: the cluster has just begun, or cannot make the topic __consumer_offsets \
+             (offsets.topic.replication.factor is 3 by default)",
         ),
         Code::LeaderNotAvailable
         | Code::NotLeaderForPartition

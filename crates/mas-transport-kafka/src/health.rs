@@ -45,8 +45,9 @@ pub(crate) async fn ask(asker: &Arc<Asker>) -> Result<Health> {
     if config.replication > brokers {
         health = health.fail(
             format!(
-                "topics are to have {} replicas, and there are {brokers} brokers: none can be made",
-                config.replication
+                "topics are to have {} replicas, which {brokers} {} cannot keep: none can be made",
+                config.replication,
+                if brokers == 1 { "broker" } else { "brokers" }
             ),
             "lower KAFKA_REPLICATION_FACTOR, or start more brokers",
         );

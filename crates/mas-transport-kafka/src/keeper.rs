@@ -40,6 +40,7 @@ pub(crate) async fn run(member: Arc<Member>) {
         subscribed: true,
         quits: false,
         joined: false,
+        lost: None,
         fresh: Vec::new(),
         places: Vec::new(),
         looked: Instant::now(),
@@ -69,6 +70,8 @@ struct Keeper {
     quits: bool,
     /// The group has let it in.
     joined: bool,
+    /// Since when the group goes on without this member, while a broker can be reached.
+    lost: Option<Instant>,
     /// Partitions of which the client has said, since they were taken over, that it had come to nothing
     /// yet: what it says from then on is of this time, and not of an earlier one.
     fresh: Vec<i32>,
@@ -99,6 +102,7 @@ impl Keeper {
             match change {
                 Change::Assigned(partitions) => {
                     self.joined = true;
+                    self.lost = None;
                     self.take_over(&consumer, partitions).await;
                 }
                 Change::Revoked(partitions) => self.revoke(&consumer, partitions),
@@ -127,7 +131,7 @@ impl Keeper {
         drop(consumer);
         if gone && self.is_gone().await {
             self.begin_anew(Some(DELETED)).await;
-        } else if elsewhere || std::mem::take(&mut self.astray) {
+        } else if elsewhere || std::mem::take(&mut self.astray) || self.is_left_out() {
             // What happened is told when it is known where the group stands.
             self.begin_anew(None).await;
         }
@@ -157,6 +161,7 @@ impl Keeper {
     /// The group went on without this member: nothing is its own any more, also while the client waits for
     /// partitions to be given up and does not say so.
     fn lose(&mut self, consumer: &Consumer) {
+        self.lost = Some(Instant::now());
         let owned = lock(&self.member.state).share.partitions();
         forget(&self.member, &owned);
         for leaving in std::mem::take(&mut self.leaving) {
@@ -245,6 +250,7 @@ impl Keeper {
         let member = &self.member;
         if consumer.assignment_lost() {
             tracing::debug!(topic = %member.topic, "the group went on without this member");
+            self.lost = Some(Instant::now());
             return self.release(consumer, &partitions);
         }
         let config = &member.shared.asker.config;
@@ -383,7 +389,7 @@ impl Keeper {
     }
 
     /// Looks whether a broker can be reached again.
-    async fn reconnect(&self, consumer: &Arc<Consumer>) {
+    async fn reconnect(&mut self, consumer: &Arc<Consumer>) {
         let topic = self.member.topic_name.clone();
         let asked = self.member.blocking(consumer, move |consumer| {
             consumer.fetch_metadata(Some(&topic), AT_LEAST).map(drop)
@@ -391,9 +397,20 @@ impl Keeper {
         if let Some(Ok(())) = asked.await {
             let mut state = lock(&self.member.state);
             state.down = false;
+            self.lost = self.lost.map(|_| Instant::now());
             state.control.push_back(Event::Reconnected);
             self.member.arrived.notify_one();
         }
+    }
+
+    /// Whether the client waits in vain to be let in again after its session had ended. A broker may take a
+    /// request to join that came over a connection which is gone for the last one, and never answers the one
+    /// that the client waits for, for five minutes.
+    fn is_left_out(&self) -> bool {
+        let config = &self.member.shared.asker.config;
+        let session = 2 * config.session_timeout + Duration::from_secs(2);
+        let lost = self.lost.is_some_and(|since| since.elapsed() > session);
+        lost && self.subscribed && !lock(&self.member.state).down
     }
 
     /// Whether the topic was deleted, and with it where the group stood.
@@ -452,6 +469,7 @@ impl Keeper {
         self.subscribed = true;
         self.quits = false;
         self.joined = false;
+        self.lost = None;
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::tools::{equal, ids, same, share};
-use crate::agent::{Agent, Member};
+use crate::agent::{Agent, Held, Member};
 use crate::ctx::Ctx;
 use crate::harness::{Failure, Verdict};
 use crate::registry::TrialDef;
@@ -363,11 +363,22 @@ async fn members_come_and_go_under_load(ctx: Ctx) -> Verdict {
                 let longest = ctx.lease() + 2 * ctx.timing().sharing;
                 let visit = Duration::from_millis(rng.random_range(1..=longest.as_millis() as u64));
                 let end = Instant::now() + visit;
-                let mut in_hand = Vec::new();
-                while let Ok(next) = tokio::time::timeout_at(end, member.recv()).await {
+                // Not for as long as handlers that hang.
+                let hold = ctx.lease() / 2;
+                let mut in_hand: Vec<(Instant, Held)> = Vec::new();
+                loop {
+                    let let_go = in_hand.first().map_or(end, |(since, _)| *since + hold);
+                    let next = tokio::time::timeout_at(end.min(let_go), member.recv());
+                    let Ok(next) = next.await else {
+                        if Instant::now() >= end {
+                            break;
+                        }
+                        in_hand.retain(|(since, _)| since.elapsed() < hold);
+                        continue;
+                    };
                     let held = next?.ok_or("the consumer has ended")?;
                     if rng.random_ratio(1, 6) {
-                        in_hand.push(held);
+                        in_hand.push((Instant::now(), held));
                         continue;
                     }
                     if held.ack().await.is_ok() {

@@ -30,8 +30,8 @@ Every message is confirmed by the broker. A message that is refused for what it 
 the JSON that its content type says) fails alone. When the broker itself fails, reading stops there,
 and the line to go on with is told.
 
-Exit codes: 0 when every message that was read has its receipt, 1 when one has none, 2 when nothing
-could be published, 130 when ended at once.";
+Exit codes: 0 when every message that was read has its receipt, 1 when one has none, 2 when it could
+not begin, 130 when ended at once.";
 
 const EXAMPLES: &str = "\
 Examples:
